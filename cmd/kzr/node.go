@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"kzr/internal/config"
+	"kzr/internal/daemon"
+	"kzr/internal/policy"
+	"kzr/internal/probe"
+	"kzr/internal/procscan"
+	"kzr/internal/task"
+)
+
+// node is what kzr sees the machine with.
+type node struct {
+	proc  *procscan.Scanner
+	host  procscan.Host
+	probe *probe.Probe // nil where zombies are seen through /proc
+	// why says, where mode auto came to /proc, what stands against eBPF.
+	why error
+}
+
+// openNode opens what the mode asks for.
+func openNode(c config.Config) (*node, error) {
+	proc, err := procscan.New("/proc")
+	if err != nil {
+		return nil, err
+	}
+	n := &node{proc: proc}
+	if n.host, err = proc.Host(); err != nil {
+		return nil, errors.Join(err, proc.Close())
+	}
+	if c.Mode == config.ModeProc {
+		return n, nil
+	}
+	n.probe, err = openProbe(proc, c)
+	switch {
+	case err == nil:
+	case c.Mode == config.ModeEBPF:
+		return nil, errors.Join(fmt.Errorf("mode ebpf cannot work here: %w", err), proc.Close())
+	default:
+		n.why = err
+	}
+	return n, nil
+}
+
+func openProbe(proc *procscan.Scanner, c config.Config) (*probe.Probe, error) {
+	offset, err := proc.BoottimeOffset()
+	if err != nil {
+		return nil, err
+	}
+	return probe.Open(probe.Options{Level: c.Threshold, BoottimeOffset: offset})
+}
+
+func (n *node) close() error {
+	var err error
+	if n.probe != nil {
+		err = n.probe.Close()
+	}
+	return errors.Join(err, n.proc.Close())
+}
+
+// policyHost is the host side as the policy needs it.
+func (n *node) policyHost() (policy.Host, error) {
+	h := policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS}
+	for pid := os.Getpid(); pid > 0; {
+		p, err := n.proc.Inspect(pid)
+		if errors.Is(err, procscan.ErrGone) {
+			// An ancestor that ends while we look leaves us to another one.
+			pid = os.Getppid()
+			continue
+		}
+		if err != nil {
+			return policy.Host{}, fmt.Errorf("finding kzr's ancestors: %w", err)
+		}
+		h.Kin = append(h.Kin, p.ID)
+		pid = p.PPID
+	}
+	return h, nil
+}
+
+// options are those of a daemon on this node.
+func (n *node) options(c config.Config) (daemon.Options, error) {
+	host, err := n.policyHost()
+	if err != nil {
+		return daemon.Options{}, err
+	}
+	o := daemon.Options{Config: c, Host: host, Proc: n.proc, Source: n.proc}
+	if n.probe != nil {
+		o.Source = &careful{first: n.probe, second: n.proc}
+		o.Hinted, o.SetLevel = probe.MinLevel, n.probe.SetLevel
+	}
+	return o, nil
+}
+
+// source is the name of what zombies are seen through.
+func (n *node) source() task.Source {
+	if n.probe != nil {
+		return task.SourceBPF
+	}
+	return task.SourceProc
+}
+
+// careful sees through /proc what the iterator fails to show, so that a kernel
+// side that breaks under a running daemon costs speed and not sight.
+type careful struct{ first, second daemon.Source }
+
+func (c *careful) Snapshot(ctx context.Context) (*task.Snapshot, error) {
+	s, err := c.first.Snapshot(ctx)
+	if err == nil || ctx.Err() != nil {
+		return s, err
+	}
+	s, err2 := c.second.Snapshot(ctx)
+	if err2 != nil {
+		return nil, errors.Join(err, err2)
+	}
+	return s, nil
+}
+
+func (c *careful) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
+	s, err := c.first.SnapshotOf(ctx, id)
+	if err == nil || ctx.Err() != nil {
+		return s, err
+	}
+	s, err2 := c.second.SnapshotOf(ctx, id)
+	if err2 != nil {
+		return nil, errors.Join(err, err2)
+	}
+	return s, nil
+}

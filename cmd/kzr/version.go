@@ -1,0 +1,53 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker, with -X main.version=; without, the build
+// information has to do.
+var version string
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show version, commit and Go version",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, commit := buildVersion()
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "kzr %s\ncommit %s\n%s %s/%s\n",
+				v, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+		DisableFlagsInUseLine: true,
+	}
+}
+
+// buildVersion returns kzr's version and the commit that it was built from,
+// "devel" and "unknown" where the build did not say.
+func buildVersion() (v, commit string) {
+	v = version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if m := info.Main.Version; m != "(devel)" {
+			v = cmp.Or(v, m)
+		}
+		modified := false
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				commit = s.Value
+			case "vcs.modified":
+				modified = s.Value == "true"
+			}
+		}
+		if modified && commit != "" {
+			commit += " (modified)"
+		}
+	}
+	return cmp.Or(v, "devel"), cmp.Or(commit, "unknown")
+}

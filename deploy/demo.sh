@@ -1,0 +1,84 @@
+#!/bin/bash
+# Shows the main job in 15 seconds: a leaker and a well-behaved neighbour, each
+# the init of a pid namespace of its own, and kzr beside them. kzr is told to act
+# on the leaker's executable only, so nothing else on this node is touched.
+# Leaves nothing behind. Run by `make demo`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dir=$(mktemp -d)
+pids=()
+cleanup() {
+	# SIGTERM makes each of them end its own processes.
+	for pid in "${pids[@]}"; do
+		kill "$pid" 2>/dev/null || true
+	done
+	wait
+	rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+say() {
+	printf '\n\033[1m%s\033[0m\n' "$*"
+}
+
+# The init of the namespace that zoo's keeper $1 made, and its zombies.
+init_of() {
+	ps -o pid= --ppid "$1" | tr -d ' '
+}
+zombies_of() {
+	ps -o stat= --ppid "$1" | awk '/^Z/ { n++ } END { print n + 0 }'
+}
+
+cc -std=gnu17 -O2 -pthread -static -o "$dir/leaker" internal/zoo/testdata/zoo.c
+cp "$dir/leaker" "$dir/neighbour"
+cat >"$dir/kzr.yaml" <<YAML
+threshold: 50
+grace: 2s
+nudge: 1s
+termTimeout: 3s
+socket: $dir/kzr.sock
+rules:
+- name: demo
+  match: {exe: $dir/leaker}
+  action: kill
+- name: everything-else
+  action: observe
+YAML
+
+say "A container init that never waits makes 60 zombies; a neighbour reaps its own."
+"$dir/leaker" in=pidns,proc comm=leaker term=count leak=60 serve </dev/null &
+leaker_keeper=$!
+pids+=("$leaker_keeper")
+"$dir/neighbour" in=pidns,proc comm=neighbour fresh=30,age=500 serve </dev/null &
+neighbour_keeper=$!
+pids+=("$neighbour_keeper")
+sleep 0.5
+leaker=$(init_of "$leaker_keeper")
+neighbour=$(init_of "$neighbour_keeper")
+ps -o pid,ppid,stat,comm -p "$leaker" -p "$neighbour"
+echo "zombies of the leaker: $(zombies_of "$leaker"), of the neighbour: $(zombies_of "$neighbour")"
+
+say "kzr run: threshold 50, grace 2s, nudge 1s, termTimeout 3s"
+bin/kzr run --config "$dir/kzr.yaml" &
+pids+=($!)
+
+for ((i = 0; i < 150; i++)); do
+	[ -e "/proc/$leaker" ] || break
+	sleep 0.1
+done
+
+say "After $((i / 10)).$((i % 10)) seconds"
+if [ -e "/proc/$leaker" ]; then
+	echo "the leaker (pid $leaker) still lives, with $(zombies_of "$leaker") zombies"
+	exit 1
+fi
+status=0
+wait "$leaker_keeper" || status=$?
+echo "the leaker is gone (exit status $status) and its zombies with it"
+if [ "$(init_of "$neighbour_keeper")" != "$neighbour" ]; then
+	echo "the neighbour was harmed"
+	exit 1
+fi
+echo "the neighbour (pid $neighbour) is alive, and reaps"

@@ -1,0 +1,458 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+const shipped = "../../deploy/kzr.yaml"
+
+func TestShippedFileIsTheDefault(t *testing.T) {
+	got, err := Load(shipped, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// An empty list in the file and none are the same.
+	if want := Default(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// What the shipped file has as examples must load once it is uncommented, and
+// must show every key that there is.
+func TestShippedFileShowsEveryKey(t *testing.T) {
+	raw, err := os.ReadFile(shipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	for _, line := range []string{"protect: []\n", "rules: []\n"} {
+		if strings.Count(text, "\n"+line) != 1 {
+			t.Fatalf("no line %q", line)
+		}
+		text = strings.Replace(text, line, "", 1)
+	}
+	text = regexp.MustCompile(`(?m)^#([a-z-]|  )`).ReplaceAllString(text, "$1")
+	c, err := parse("example", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Rules) != 3 || len(c.Protect) != 2 {
+		t.Errorf("%d rules, %d protected, want 3 and 2", len(c.Rules), len(c.Protect))
+	}
+	var keys []string
+	for _, s := range settings {
+		keys = append(keys, s.key)
+	}
+	for _, s := range ruleSettings {
+		keys = append(keys, s.key)
+	}
+	for _, key := range append(keys, rulesKey) {
+		word := key[strings.LastIndexByte(key, '.')+1:]
+		if !regexp.MustCompile(`(?m)(^|[-{, ])` + word + `:`).MatchString(text) {
+			t.Errorf("%s is not in %s", key, shipped)
+		}
+	}
+}
+
+// The tables and the types must not part: every field is set by one key.
+func TestEveryFieldHasAKey(t *testing.T) {
+	var walk func(t reflect.Type, prefix string) []string
+	walk = func(t reflect.Type, prefix string) []string {
+		var keys []string
+		for i := range t.NumField() {
+			f := t.Field(i)
+			key := prefix + f.Tag.Get("yaml")
+			if f.Type.Kind() == reflect.Struct {
+				keys = append(keys, walk(f.Type, key+".")...)
+			} else {
+				keys = append(keys, key)
+			}
+		}
+		slices.Sort(keys)
+		return keys
+	}
+	top := []string{rulesKey}
+	for _, s := range settings {
+		top = append(top, s.key)
+	}
+	slices.Sort(top)
+	if want := walk(reflect.TypeFor[Config](), ""); !slices.Equal(top, want) {
+		t.Errorf("settings has %q, Config has %q", top, want)
+	}
+	var rule []string
+	for _, s := range ruleSettings {
+		rule = append(rule, s.key)
+	}
+	slices.Sort(rule)
+	if want := walk(reflect.TypeFor[Rule](), ""); !slices.Equal(rule, want) {
+		t.Errorf("ruleSettings has %q, Rule has %q", rule, want)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	id, yes, no := uint32(0), true, false
+	for name, tt := range map[string]struct {
+		text string
+		want func(*Config)
+	}{
+		"empty":          {"", func(*Config) {}},
+		"comments":       {"# nothing\n\n", func(*Config) {}},
+		"byte order":     {"\ufeffthreshold: 3\n", func(c *Config) { c.Threshold = 3 }},
+		"windows lines":  {"threshold: 3\r\nmode: proc\r\n", func(c *Config) { c.Threshold, c.Mode = 3, ModeProc }},
+		"document marks": {"---\nthreshold: 3\n...\n", func(c *Config) { c.Threshold = 3 }},
+		"nothing below":  {"limits:\nprotect:\nrules:\n", func(*Config) {}},
+		"zero durations": {"nudge: 0\ntermTimeout: 0s\n", func(c *Config) { c.Nudge, c.TermTimeout = 0, 0 }},
+		"pressure off":   {"pressure: 0\n", func(c *Config) { c.Pressure = 0 }},
+		"all scalars": {
+			"mode: ebpf\nscope: all\nthreshold: 1\ngrace: 1s\nnudge: 500ms\ntermTimeout: 1m30s\nsweepInterval: \"1s\"\n" +
+				"dryRun: true\npressure: 1\nlimits: {killsPerMinute: 1, perWorkload: {kills: 9, window: 24h}}\n" +
+				"socket: \"\"\nmetrics: \"[::1]:9100\"\nlogFormat: json\nlogLevel: debug\n",
+			func(c *Config) {
+				*c = Config{Mode: ModeEBPF, Scope: ScopeAll, Threshold: 1, Grace: time.Second,
+					Nudge: 500 * time.Millisecond, TermTimeout: 90 * time.Second, SweepInterval: time.Second,
+					DryRun: true, Pressure: 1, Metrics: "[::1]:9100", LogFormat: "json", LogLevel: "debug",
+					Limits: Limits{1, PerWorkload{9, 24 * time.Hour}}}
+			},
+		},
+		"protect": {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
+		"rules": {
+			"rules:\n- {name: a, match: {scope: containers, namespace: ns, pod: p-*, container: c, image: 'i/*',\n" +
+				"    exe: /bin/x, cgroup: '*/pod*', uid: 0, containerInit: true}, action: observe}\n" +
+				"- {name: b, threshold: 2, grace: 5s, match: {containerInit: false}}\n- name: c\n  match:\n",
+			func(c *Config) {
+				c.Rules = []Rule{
+					{Name: "a", Action: ActionObserve, Match: Match{ScopeContainers, "ns", "p-*", "c", "i/*", "/bin/x", "*/pod*", &id, &yes}},
+					{Name: "b", Threshold: 2, Grace: 5 * time.Second, Match: Match{ContainerInit: &no}},
+					{Name: "c"},
+				}
+			},
+		},
+		"alias": {
+			"rules:\n- name: a\n  match: &m {pod: x}\n- name: b\n  match: *m\n",
+			func(c *Config) {
+				c.Rules = []Rule{{Name: "a", Match: Match{Pod: "x"}}, {Name: "b", Match: Match{Pod: "x"}}}
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := Default()
+			tt.want(&want)
+			path := write(t, tt.text)
+			got, err := Load(path, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got  %+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestLoadErrors(t *testing.T) {
+	for text, want := range map[string]string{
+		// Keys.
+		"treshold: 5\n":               ":1: treshold: unknown key; did you mean threshold?",
+		"term-timeout: 5s\n":          ":1: term-timeout: unknown key; did you mean termTimeout?",
+		"killsPerMinute: 5\n":         ":1: killsPerMinute: unknown key; did you mean limits.killsPerMinute?",
+		"per-workload-kills: 5\n":     ":1: per-workload-kills: unknown key; did you mean limits.perWorkload.kills?",
+		"limits: {x: 5}\n":            ":1: limits.x: unknown key; use killsPerMinute or perWorkload",
+		"limits:\n  \"a\\n\": 5\n":    `:2: limits."a\n": unknown key; use killsPerMinute or perWorkload`,
+		"rule: []\n":                  ":1: rule: unknown key; did you mean rules?",
+		"<<: {mode: proc}\n":          ":1: <<: unknown key; use dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, rules, scope, socket, sweepInterval, termTimeout or threshold",
+		"? [a]\n: 1\n":                ":1: a list cannot be a key; use a word",
+		"mode: auto\n\nmode: proc":    ":3: mode: is given twice, first on line 1; keep one",
+		"limits: {}\nlimits: {}\n":    ":2: limits: is given twice, first on line 1; keep one",
+		"rules: [{name: a, name: b}]": ":1: rules[0].name: is given twice, first on line 1; keep one",
+
+		// Values.
+		"mode: auto\nscope: all\nthreshold: -5\n": ":3: threshold: -5 is out of range; use a whole number of at least 1",
+		"threshold: 0\n":                              ":1: threshold: 0 is out of range; use a whole number of at least 1",
+		"threshold: 4194305\n":                        ":1: threshold: 4194305 is out of range; use a whole number of at most 4194304",
+		"threshold: 99999999999999999999\n":           `:1: threshold: "99999999999999999999" is out of range; use a whole number from 1 to 4194304`,
+		"threshold: 1.5\n":                            `:1: threshold: "1.5" is not a whole number; use a whole number of at least 1`,
+		"threshold: \"5\"\n":                          `:1: threshold: "5" is quoted text; use a whole number of at least 1`,
+		"threshold:\n":                                ":1: threshold: has no value; use a whole number of at least 1",
+		"threshold: [1]\n":                            ":1: threshold: a list is not what belongs here; use a whole number of at least 1",
+		"threshold: !x 1\n":                           `:1: threshold: "1" is read as something tagged "!x"; use a whole number of at least 1`,
+		"threshold: \"\\e[31m\\n\"\n":                 `:1: threshold: "\x1b[31m\n" is not a whole number; use a whole number of at least 1`,
+		"grace: 60\n":                                 `:1: grace: "60" has no unit; use a duration such as "30s" or "1m"`,
+		"grace: 5 minutes\n":                          `:1: grace: "5 minutes" is not a duration; use a duration such as "30s" or "1m"`,
+		"grace: 999ms\n":                              ":1: grace: 999ms is out of range; use a duration of at least 1s",
+		"grace: 0\n":                                  ":1: grace: 0 is out of range; use a duration of at least 1s",
+		"grace: 2562047h\n":                           ":1: grace: 2562047h is out of range; use a duration of at most 8760h",
+		"nudge: -1s\n":                                ":1: nudge: -1s is out of range; use a duration of at least 0",
+		"termTimeout: {a: 1}\n":                       `:1: termTimeout: a block of keys is not what belongs here; use a duration such as "30s" or "1m"`,
+		"sweepInterval: 1ms\n":                        ":1: sweepInterval: 1ms is out of range; use a duration of at least 1s",
+		"dryRun: yes\n":                               `:1: dryRun: "yes" is neither true nor false; use true or false`,
+		"dryRun: 1\n":                                 `:1: dryRun: "1" is read as a number; use true or false`,
+		"pressure: 1.01\n":                            ":1: pressure: 1.01 is out of range; use a fraction from 0 to 1",
+		"pressure: .nan\n":                            `:1: pressure: ".nan" is not a number; use a fraction from 0 to 1`,
+		"pressure: 85%\n":                             `:1: pressure: "85%" is not a number; use a fraction from 0 to 1`,
+		"mode: bpf\n":                                 `:1: mode: "bpf" is not known; use auto, ebpf or proc`,
+		"scope: host\n":                               `:1: scope: "host" is not known; use containers or all`,
+		"logFormat: xml\n":                            `:1: logFormat: "xml" is not known; use text or json`,
+		"logLevel: INFO\n":                            `:1: logLevel: "INFO" is not known; use debug, info, warn or error`,
+		"limits: 5\n":                                 `:1: limits: "5" is not what belongs here; use lines of the form key: value`,
+		"limits: {perWorkload: {kills: 0}}":           ":1: limits.perWorkload.kills: 0 is out of range; use a whole number of at least 1",
+		"limits: {perWorkload: {window: 1}}":          `:1: limits.perWorkload.window: "1" has no unit; use a duration such as "30s" or "1m"`,
+		"protect: /opt/x\n":                           `:1: protect: "/opt/x" is not what belongs here; use a list of absolute paths or globs of executables`,
+		"protect:\n- /opt/x\n- opt/*\n":               `:3: protect: "opt/*" is not an absolute path; use one that starts with "/"`,
+		"protect: [/opt//x]\n":                        `:1: protect: "/opt//x" is not in its shortest form; use "/opt/x"`,
+		"protect: ['/opt/[x']\n":                      `:1: protect: "/opt/[x" is not a valid pattern: a '[' has no matching ']'`,
+		"protect: [\"/a\\0b\"]\n":                     `:1: protect: "/a\x00b" holds a NUL, which no path can; use one without`,
+		"socket: kzr.sock\n":                          `:1: socket: "kzr.sock" is not an absolute path; use one that starts with "/"`,
+		"socket: /" + strings.Repeat("x", 107) + "\n": `:1: socket: "/` + strings.Repeat("x", 59) + `"… is too long for a unix socket; use at most 107 bytes`,
+		"metrics: 9100\n":                             `:1: metrics: "9100" is not host:port; use host:port such as "127.0.0.1:9100", or "" for none`,
+		"metrics: localhost:http\n":                   `:1: metrics: "localhost:http" has no port from 0 to 65535; use host:port such as "127.0.0.1:9100", or "" for none`,
+		"metrics: 'a b:9100'\n":                       `:1: metrics: "a b:9100" has no valid host; use host:port such as "127.0.0.1:9100", or "" for none`,
+
+		// Rules.
+		"rules: {}\n":                                     ":1: rules: a block of keys is not what belongs here; use a list of rules",
+		"rules:\n- a\n":                                   `:2: rules[0]: "a" is not what belongs here; use lines of the form key: value`,
+		"rules:\n- action: kill\n":                        ":2: rules[0].name: is missing or empty; give the rule a name of its own",
+		"rules:\n- name: \"a\\tb\"\n":                     `:2: rules[0].name: "a\tb" has characters that cannot be shown; use plain text`,
+		"rules:\n- name: a\n- name: a\n":                  `:3: rules[1].name: "a" is the name of rules[0] too; use another`,
+		"rules:\n- name: a\n  action: spare\n":            `:3: rules[0].action: "spare" is not known; use kill or observe`,
+		"rules:\n- name: a\n  threshold: 0\n":             ":3: rules[0].threshold: 0 is out of range; use a whole number of at least 1",
+		"rules:\n- name: a\n  grace: 0\n":                 ":3: rules[0].grace: 0 is out of range; use a duration of at least 1s",
+		"rules:\n- name: a\n  pod: x\n":                   ":3: rules[0].pod: unknown key; did you mean match.pod?",
+		"rules:\n- name: a\n  match: {comm: x}\n":         ":3: rules[0].match.comm: unknown key; use cgroup, container, containerInit, exe, image, namespace, pod, scope or uid",
+		"rules:\n- name: a\n  match: {pod: \"\"}\n":       `:3: rules[0].match.pod: "" matches nothing; leave the key out to match anything`,
+		"rules:\n- name: a\n  match: {pod: 5}\n":          `:3: rules[0].match.pod: "5" is read as a number; put it in quotes`,
+		"rules:\n- name: a\n  match: {pod: *x}\n":         `:3: a value that starts with "*" needs quotes, such as "*-ci"`,
+		"rules:\n- name: a\n  match: {pod: '[z-a]'}\n":    `:3: rules[0].match.pod: "[z-a]" is not a valid pattern: the range 'z'-'a' is empty`,
+		"rules:\n- name: a\n  match: {uid: root}\n":       `:3: rules[0].match.uid: "root" is not a user id; use a numeric user id`,
+		"rules:\n- name: a\n  match: {uid: 4294967295}\n": `:3: rules[0].match.uid: 4294967295 is nobody's user id; use a numeric user id`,
+
+		// The file as a whole.
+		"- a\n":                      ":1: the file holds a list; use lines of the form key: value",
+		"hello\n":                    `:1: the file holds "hello"; use lines of the form key: value`,
+		"mode: auto\n---\nmode: x\n": ":2: a second document starts here; put everything into one",
+		"mode: auto\nscope: [\n":     ":3: is not valid YAML: did not find expected node content",
+		"mode: auto\n\tscope: all\n": ":2: is not valid YAML: found a tab character that violates indentation",
+		"mode: auto\nscope: \xff\n":  ":2: the byte 0xff is not UTF-8; save the file as UTF-8 text",
+		"mode: auto\nscope: \x00\n":  ":2: the control character U+0000 cannot be part of it; save the file as plain text",
+	} {
+		path := write(t, text)
+		_, err := Load(path, true)
+		if err == nil || err.Error() != path+want {
+			t.Errorf("%q:\ngot  %v\nwant %s%s", text, err, path, want)
+		}
+	}
+}
+
+func TestLoadFiles(t *testing.T) {
+	dir := t.TempDir()
+	absent := filepath.Join(dir, "absent.yaml")
+	if c, err := Load(absent, false); err != nil || !reflect.DeepEqual(c, Default()) {
+		t.Errorf("an absent default file: %+v, %v", c, err)
+	}
+	if _, err := Load(os.DevNull, true); err != nil {
+		t.Errorf("%s as an empty file: %v", os.DevNull, err)
+	}
+	large := filepath.Join(dir, "large.yaml")
+	if err := os.WriteFile(large, []byte(strings.Repeat("#\n", maxFile/2)+"#"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loop := filepath.Join(dir, "loop")
+	if err := os.Symlink("loop", loop); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		absent:                    absent + ": cannot be read: no such file or directory",
+		dir:                       dir + ": cannot be read: it is a directory",
+		large:                     large + ": cannot be read: it is larger than 1 MiB",
+		fifo:                      fifo + ": cannot be read: it is not a regular file",
+		loop:                      loop + ": cannot be read: too many levels of symbolic links",
+		"new\nline":               `"new\nline": cannot be read: no such file or directory`,
+		filepath.Join(large, "x"): large + "/x: cannot be read: not a directory",
+	} {
+		if _, err := Load(path, true); err == nil || err.Error() != want {
+			t.Errorf("Load(%q) = %v, want %s", path, err, want)
+		}
+	}
+}
+
+func TestFlags(t *testing.T) {
+	path := write(t, "threshold: 10\ngrace: 20s\nprotect: [/a]\ndryRun: true\nrules: [{name: a}]\n")
+	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := Register(set)
+	if err := set.Parse([]string{
+		"--config", path, "--threshold=5", "--threshold=7", "--protect", "/x,y", "--protect=/z/*", "--dry-run=false",
+		"--mode=proc", "--scope=all", "--nudge=0", "--term-timeout=3s", "--sweep-interval=4s", "--pressure=0.5",
+		"--kills-per-minute=8", "--per-workload-kills=9", "--per-workload-window=10m", "--socket=", "--metrics=:9",
+		"--log-format=json", "--log-level=error",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Mode: ModeProc, Scope: ScopeAll, Threshold: 7, Grace: 20 * time.Second, TermTimeout: 3 * time.Second,
+		SweepInterval: 4 * time.Second, Pressure: 0.5, Protect: []string{"/x,y", "/z/*"}, Rules: []Rule{{Name: "a"}},
+		Limits:  Limits{8, PerWorkload{9, 10 * time.Minute}},
+		Metrics: ":9", LogFormat: "json", LogLevel: "error",
+	}
+	for range 2 { // a reload does it all again
+		got, err := f.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+	if err := os.WriteFile(path, []byte("grace: 30s\nprotect: [/b]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want.Grace, want.Rules = 30*time.Second, nil
+	if got, err := f.Load(); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("after a change of the file: %v\ngot  %+v\nwant %+v", err, got, want)
+	}
+	if err := os.WriteFile(path, []byte("grace: 30\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Load(); err == nil || !strings.HasPrefix(err.Error(), path+":1: grace: ") {
+		t.Errorf("after the file went bad: %v", err)
+	}
+}
+
+// Every setting has a flag, in kebab-case, with the same checks.
+func TestFlagNames(t *testing.T) {
+	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := Register(set)
+	for _, s := range settings {
+		want := regexp.MustCompile(`[A-Z]`).ReplaceAllStringFunc(strings.TrimPrefix(s.key, "limits."),
+			func(c string) string { return "-" + strings.ToLower(c) })
+		want = strings.ReplaceAll(want, ".", "-")
+		if s.flag != want {
+			t.Errorf("%s has the flag %s, want %s", s.key, s.flag, want)
+		}
+		if !slices.Contains(Groups, s.group) {
+			t.Errorf("--%s is in no group of help", s.flag)
+		}
+	}
+	for flag, words := range f.Choices() {
+		for _, w := range words {
+			if err := set.Set(flag, w); err != nil {
+				t.Errorf("completion offers a bad value: %v", err)
+			}
+		}
+	}
+	if len(f.Choices()) != 4 {
+		t.Errorf("choices of %d flags, want 4: %v", len(f.Choices()), f.Choices())
+	}
+	err := set.Parse([]string{"--threshold=-5"})
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); !ok ||
+		bad.Unwrap().Error() != "-5 is out of range; use a whole number of at least 1" {
+		t.Errorf("--threshold=-5: %v", err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if err := Default().Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	for want, change := range map[string]func(*Config){
+		"threshold: 0 is out of range; use a whole number of at least 1": func(c *Config) { c.Threshold = 0 },
+		`mode: "" is not known; use auto, ebpf or proc`:                  func(c *Config) { c.Mode = "" },
+		`protect: "" is not an absolute path; use one that starts with "/"`: func(c *Config) {
+			c.Protect = []string{"/a", ""}
+		},
+		"rules[1].name: is missing or empty; give the rule a name of its own": func(c *Config) {
+			c.Rules = []Rule{{Name: "a"}, {}}
+		},
+		`rules[1].name: "a" is the name of rules[0] too; use another`: func(c *Config) {
+			c.Rules = []Rule{{Name: "a"}, {Name: "a"}}
+		},
+		"rules[0].threshold: -1 is out of range; use a whole number of at least 1": func(c *Config) {
+			c.Rules = []Rule{{Name: "a", Threshold: -1}}
+		},
+	} {
+		c := Default()
+		change(&c)
+		if err := c.Validate(); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	example, err := os.ReadFile(shipped)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(example)
+	for _, s := range []string{
+		"", "threshold: -5", "a: &x [*x]", "rules: &r [{name: a, match: {uid: 1, pod: '*'}}]", "rules: [&a [*a]]",
+		"limits: {perWorkload: {kills: 1, window: 1h}}", "protect: [/a, \"/\\0\"]", "? [x]\n: 1", "<<: {mode: proc}",
+		"mode: !!binary YQ==", "grace: 1h\n---\n", "%YAML 1.1\n---\n", "\"\\u202e\\x1b\": 1", "- \xff", "a: \u2028b",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parse("f.yaml", data)
+		if err == nil {
+			if err := c.Validate(); err != nil {
+				t.Errorf("loads but does not validate: %v", err)
+			}
+			return
+		}
+		if e, ok := errors.AsType[*Error](err); !ok || e.Problem == "" {
+			t.Errorf("%T: %v", err, err)
+		}
+		if !strings.HasPrefix(err.Error(), "f.yaml:") || !printable(err.Error()) || len(err.Error()) > 1000 {
+			t.Errorf("not one plain line: %q", err.Error())
+		}
+	})
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kzr.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c == unicode.ReplacementChar || !unicode.IsPrint(c) })
+}
+
+// Root reads everything, so the thread gives up root's rights to files.
+func TestLoadUnreadable(t *testing.T) {
+	path := write(t, "mode: proc\n")
+	if err := os.Chmod(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := unix.SetfsuidRetUid(65534)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, loadErr := Load(path, false)
+	if _, err := unix.SetfsuidRetUid(before); err != nil {
+		t.Fatal(err)
+	}
+	if loadErr == nil || loadErr.Error() != path+": cannot be read: permission denied" {
+		t.Errorf("Load = %v", loadErr)
+	}
+}

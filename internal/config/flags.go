@@ -1,0 +1,94 @@
+package config
+
+import (
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Flags are the flags of a command that takes kzr's configuration.
+type Flags struct {
+	set  *pflag.FlagSet
+	path string
+	over []*override
+}
+
+// override is a flag of a setting: it remembers the texts it was given, to put
+// them over whatever the file says each time that it is read.
+type override struct {
+	value
+	setting setting[Config]
+	texts   []string
+}
+
+// Set checks a text at once, so that a bad flag is an error even where the
+// configuration is not read.
+func (o *override) Set(text string) error {
+	if err := o.value.Set(text); err != nil {
+		return err
+	}
+	o.texts = append(o.texts, text)
+	return nil
+}
+
+// GroupAnnotation is the key under which a flag carries the title of its group.
+const GroupAnnotation = "kzr-group"
+
+// Register adds --config and a flag for every setting but rules.
+func Register(set *pflag.FlagSet) *Flags {
+	f := &Flags{set: set}
+	set.StringVar(&f.path, "config", DefaultPath, "configuration `file`")
+	shown := Default() // where the flags show their defaults
+	for _, s := range settings {
+		o := &override{value: s.value(&shown), setting: s}
+		flag := set.VarPF(o, s.flag, "", s.usage)
+		flag.Annotations = map[string][]string{GroupAnnotation: {s.group}}
+		if o.Type() == "bool" {
+			flag.NoOptDefVal = "true"
+		}
+		f.over = append(f.over, o)
+	}
+	return f
+}
+
+// Path is the file that Load reads.
+func (f *Flags) Path() string { return f.path }
+
+// Load reads the file, puts the flags that were given over it and checks the
+// whole. It may be called again, to reload. The error is an [*Error].
+func (f *Flags) Load() (Config, error) {
+	if f.path == "" {
+		return Config{}, &Error{Key: "--config", Problem: "the path is empty; name a file"}
+	}
+	c, err := Load(f.path, f.set.Changed("config"))
+	if err != nil {
+		return Config{}, err
+	}
+	for _, o := range f.over {
+		v := o.setting.value(&c)
+		if l, ok := v.(*list); ok && o.texts != nil {
+			*l.p = nil // the flags replace the file's list
+		}
+		for _, text := range o.texts {
+			if err := v.Set(text); err != nil {
+				return Config{}, &Error{Key: "--" + o.setting.flag, Problem: err.Error()}
+			}
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// Choices maps the name of each flag that takes one of a few words to those
+// words, for completion.
+func (f *Flags) Choices() map[string][]string {
+	choices := make(map[string][]string)
+	for _, o := range f.over {
+		if words := strings.Split(o.Type(), "|"); len(words) > 1 {
+			choices[o.setting.flag] = words
+		}
+	}
+	return choices
+}

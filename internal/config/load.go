@@ -1,0 +1,394 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPath is the file that is read where none is named.
+const DefaultPath = "/etc/kzr/kzr.yaml"
+
+// maxFile bounds what is read of a file, in bytes.
+const maxFile = 1 << 20
+
+// Load reads a file over the defaults. A file that does not exist is an empty
+// one, unless it was named explicitly. The error is an [*Error].
+func Load(path string, explicit bool) (Config, error) {
+	data, err := readFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !explicit {
+		return Default(), nil
+	}
+	if err != nil {
+		if pe, ok := errors.AsType[*fs.PathError](err); ok {
+			err = pe.Err // the path is in the Error already
+		}
+		return Config{}, &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
+	}
+	return parse(path, data)
+}
+
+func readFile(path string) ([]byte, error) {
+	// Without O_NONBLOCK a FIFO would hold up whoever opens it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return nil, errors.New("it is a directory")
+	case !info.Mode().IsRegular() && path != os.DevNull:
+		return nil, errors.New("it is not a regular file")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, errors.New("it is larger than 1 MiB")
+	}
+	return data, nil
+}
+
+// parse reads the text of a file, whose name is for errors only.
+func parse(file string, data []byte) (Config, error) {
+	f := parser{file}
+	c := Default()
+	root, err := f.document(data)
+	if err != nil {
+		return Config{}, err
+	}
+	if root != nil {
+		if err := f.root(root, &c); err != nil {
+			return Config{}, err
+		}
+	}
+	return c, nil
+}
+
+type parser struct{ file string }
+
+// errorf places an error at a line, 0 if it is unknown, and a key, "" if none.
+func (f parser) errorf(line int, key, format string, args ...any) *Error {
+	return &Error{File: f.file, Line: line, Key: key, Problem: fmt.Sprintf(format, args...)}
+}
+
+// document returns the only document of a file, nil if there is none. It takes
+// the file apart into nodes, not into a Config, because nodes know their lines.
+func (f parser) document(data []byte) (*yaml.Node, error) {
+	if err := f.checkText(data); err != nil {
+		return nil, err
+	}
+	loader, err := yaml.NewLoader(bytes.NewReader(data))
+	if err != nil {
+		return nil, f.syntax(err)
+	}
+	var first, second yaml.Node
+	if err := loader.Load(&first); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		return nil, f.syntax(err)
+	}
+	if err := loader.Load(&second); err == nil {
+		return nil, f.errorf(second.Line, "", "a second document starts here; put everything into one")
+	} else if !errors.Is(err, io.EOF) {
+		return nil, f.syntax(err)
+	}
+	return first.Content[0], nil
+}
+
+// checkText refuses what the YAML parser refuses too, but without a line.
+func (f parser) checkText(data []byte) error {
+	i := 0
+	line := func() int { return 1 + bytes.Count(data[:i], []byte("\n")) }
+	for i < len(data) {
+		c, size := utf8.DecodeRune(data[i:])
+		switch {
+		case c == utf8.RuneError && size == 1:
+			return f.errorf(line(), "", "the byte %#02x is not UTF-8; save the file as UTF-8 text", data[i])
+		case unicode.IsControl(c) && !strings.ContainsRune("\t\n\r\u0085", c):
+			return f.errorf(line(), "", "the control character %U cannot be part of it; save the file as plain text", c)
+		}
+		i += size
+	}
+	return nil
+}
+
+func (f parser) syntax(err error) error {
+	var line int
+	message := err.Error()
+	if le, ok := errors.AsType[*yaml.LoadError](err); ok {
+		line, message = le.Mark.Line, le.Message
+	}
+	if strings.Contains(message, "unknown anchor") {
+		return f.errorf(line, "", `a value that starts with "*" needs quotes, such as "*-ci"`)
+	}
+	return f.errorf(line, "", "is not valid YAML: %s", strings.Trim(quote(message), `"`))
+}
+
+func (f parser) root(n *yaml.Node, c *Config) error {
+	return mapping(f, n, "", settings, c, func(key string, n *yaml.Node) (bool, error) {
+		if key != rulesKey {
+			return false, nil
+		}
+		return true, f.rules(n, c)
+	})
+}
+
+func (f parser) rules(n *yaml.Node, c *Config) error {
+	items, err := f.sequence(n, rulesKey, "rules")
+	if err != nil {
+		return err
+	}
+	names := make(map[string]int)
+	for i, item := range items {
+		item = resolve(item)
+		var r Rule
+		key := ruleKey(i)
+		if err := mapping(f, item, key+".", ruleSettings, &r, nil); err != nil {
+			return err
+		}
+		if err := r.validate(key, names, i); err != nil {
+			err.File, err.Line = f.file, item.Line
+			return err
+		}
+		c.Rules = append(c.Rules, r)
+	}
+	return nil
+}
+
+// mapping reads the keys of n into target. at is what errors put before a key:
+// where n is, with a dot at its end. own may take a key that the table does not
+// have; it is nil or says whether it did.
+func mapping[T any](f parser, n *yaml.Node, at string, table []setting[T], target *T,
+	own func(string, *yaml.Node) (bool, error)) error {
+	return submapping(f, n, at, "", table, target, own)
+}
+
+// submapping is mapping for a part of the table: the keys that start with
+// prefix.
+func submapping[T any](f parser, n *yaml.Node, at, prefix string, table []setting[T], target *T,
+	own func(string, *yaml.Node) (bool, error)) error {
+	n = resolve(n)
+	where := strings.TrimSuffix(at+prefix, ".")
+	switch {
+	case n.ShortTag() == "!!null":
+		return nil // a key with all its content commented out
+	case n.Kind != yaml.MappingNode && where == "":
+		return f.errorf(n.Line, "", "the file holds %s; use lines of the form key: value", describe(n))
+	case n.Kind != yaml.MappingNode:
+		return f.errorf(n.Line, where, "%s is not what belongs here; use lines of the form key: value", describe(n))
+	}
+	lines := make(map[string]int)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := resolve(n.Content[i]), resolve(n.Content[i+1])
+		if k.Kind != yaml.ScalarNode {
+			return f.errorf(k.Line, where, "%s cannot be a key; use a word", describe(k))
+		}
+		key := prefix + k.Value
+		shown := at + prefix + escapeKey(k.Value)
+		if first, twice := lines[key]; twice {
+			return f.errorf(k.Line, shown, "is given twice, first on line %d; keep one", first)
+		}
+		lines[key] = k.Line
+
+		found, err := false, error(nil)
+		if own != nil {
+			found, err = own(key, v)
+		}
+		if !found {
+			if s := lookUp(table, key); s != nil {
+				found, err = true, f.value(v, shown, s.value(target))
+			} else if hasPrefix(table, key+".") {
+				found, err = true, submapping(f, v, at, key+".", table, target, nil)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if !found {
+			return f.errorf(k.Line, shown, "unknown key; %s", advise(table, prefix, k.Value, own != nil))
+		}
+	}
+	return nil
+}
+
+// value reads one node into v.
+func (f parser) value(n *yaml.Node, key string, v value) error {
+	if _, ok := v.(*list); !ok {
+		return f.scalar(n, key, v)
+	}
+	items, err := f.sequence(n, key, v.want())
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		if err := f.scalar(resolve(item), key, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f parser) scalar(n *yaml.Node, key string, v value) error {
+	tag := n.ShortTag()
+	switch {
+	case tag == "!!null":
+		return f.errorf(n.Line, key, "has no value; use %s", v.want())
+	case n.Kind != yaml.ScalarNode:
+		return f.errorf(n.Line, key, "%s is not what belongs here; use %s", describe(n), v.want())
+	}
+	// Set first: it knows best what is wrong. What is left are texts that would
+	// do if they were not quoted, or tagged, as something else.
+	if err := v.Set(n.Value); err != nil {
+		return f.errorf(n.Line, key, "%v", err)
+	}
+	switch {
+	case slices.Contains(v.tags(), tag):
+		return nil
+	case tag == "!!str":
+		return f.errorf(n.Line, key, "%s is quoted text; use %s", quote(n.Value), v.want())
+	case slices.Contains(v.tags(), "!!str"):
+		return f.errorf(n.Line, key, "%s is read as %s; put it in quotes", quote(n.Value), kindOf(tag))
+	default:
+		return f.errorf(n.Line, key, "%s is read as %s; use %s", quote(n.Value), kindOf(tag), v.want())
+	}
+}
+
+// sequence returns the items of a list, none for a key without a value.
+func (f parser) sequence(n *yaml.Node, key, what string) ([]*yaml.Node, error) {
+	switch {
+	case n.ShortTag() == "!!null":
+		return nil, nil
+	case n.Kind != yaml.SequenceNode:
+		return nil, f.errorf(n.Line, key, "%s is not what belongs here; use a list of %s", describe(n), what)
+	}
+	return n.Content, nil
+}
+
+// resolve follows an alias. It cannot run away: the schema's depth ends any
+// descent, and the file's length any list.
+func resolve(n *yaml.Node) *yaml.Node {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	return n
+}
+
+// describe says what a node is, to a person who expected something else.
+func describe(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "a block of keys"
+	case yaml.SequenceNode:
+		return "a list"
+	default:
+		return quote(n.Value)
+	}
+}
+
+// kindOf names the YAML type of a text that was taken for something else.
+func kindOf(tag string) string {
+	switch tag {
+	case "!!int", "!!float":
+		return "a number"
+	case "!!bool":
+		return "true or false"
+	case "!!timestamp":
+		return "a date"
+	default:
+		return "something tagged " + quote(tag)
+	}
+}
+
+func lookUp[T any](table []setting[T], key string) *setting[T] {
+	for i := range table {
+		if table[i].key == key {
+			return &table[i]
+		}
+	}
+	return nil
+}
+
+func hasPrefix[T any](table []setting[T], prefix string) bool {
+	return slices.ContainsFunc(table, func(s setting[T]) bool { return strings.HasPrefix(s.key, prefix) })
+}
+
+// advise says what an unknown key may have been meant to be, or which keys
+// there are in its place.
+func advise[T any](table []setting[T], prefix, name string, withRules bool) string {
+	var here []string
+	if withRules {
+		here = append(here, rulesKey)
+	}
+	for _, s := range table {
+		// The right word in the wrong place, or in the spelling of its flag.
+		last := s.key[strings.LastIndexByte(s.key, '.')+1:]
+		if plain(name) == plain(last) || s.flag != "" && plain(name) == plain(s.flag) {
+			return "did you mean " + s.key + "?"
+		}
+		if rest, ok := strings.CutPrefix(s.key, prefix); ok {
+			word, _, _ := strings.Cut(rest, ".")
+			if !slices.Contains(here, word) {
+				here = append(here, word)
+			}
+		}
+	}
+	slices.Sort(here)
+	for _, word := range here {
+		if near(plain(name), plain(word)) {
+			return "did you mean " + prefix + word + "?"
+		}
+	}
+	return "use " + enumerate(here)
+}
+
+func plain(s string) string {
+	return strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(s))
+}
+
+// near says that two edits or fewer make one word into the other.
+func near(a, b string) bool {
+	const limit = 2
+	if len(a) <= limit || len(a) > len(b)+limit || len(b) > len(a)+limit {
+		return false
+	}
+	row := make([]int, len(b)+1) // edits from a[:i] to b[:j]
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0]++
+		for j := range len(b) {
+			edits := diagonal
+			if a[i] != b[j] {
+				edits = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], edits
+		}
+	}
+	return row[len(b)] <= limit
+}
+
+// escapeKey shows a key of the file.
+func escapeKey(s string) string {
+	if len(s) > 60 {
+		return quote(s)
+	}
+	return escape(s)
+}

@@ -1,0 +1,168 @@
+package config
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A setting is one key of the file, and where it has a name for it, one flag.
+type setting[T any] struct {
+	key   string // with dots: limits.perWorkload.kills
+	flag  string // "" has no flag
+	group string // of flags, in help
+	usage string // of the flag
+	value func(*T) value
+}
+
+// The groups of flags, in the order in which help shows them.
+const (
+	GroupRule   = "Which parents"
+	GroupAction = "What happens to them"
+	GroupWatch  = "How kzr watches and reports"
+)
+
+// Groups are the titles of the groups of flags, in the order of help.
+var Groups = []string{GroupRule, GroupAction, GroupWatch}
+
+const rulesKey = "rules"
+
+// settings is every key of the file but rules.
+var settings = []setting[Config]{
+	{"threshold", "threshold", GroupRule, "zombies that make a parent a target",
+		func(c *Config) value { return count(&c.Threshold) }},
+	{"grace", "grace", GroupRule, "age that each of those zombies must have",
+		func(c *Config) value { return duration(&c.Grace, time.Second) }},
+	{"scope", "scope", GroupRule, "what may be acted on; everything is watched",
+		func(c *Config) value { return choice(&c.Scope, ScopeContainers, ScopeAll) }},
+	{"protect", "protect", GroupRule, "host executable never to act on, a path or glob (repeatable)",
+		func(c *Config) value {
+			return &list{&c.Protect, "path", "absolute paths or globs of executables", checkProtect}
+		}},
+	{"pressure", "pressure", GroupRule, "fraction of a pid limit at which to hurry, 0 never",
+		func(c *Config) value { return fraction(&c.Pressure) }},
+
+	{"dryRun", "dry-run", GroupAction, "do everything but send the signals",
+		func(c *Config) value { return toggle(&c.DryRun) }},
+	{"nudge", "nudge", GroupAction, "wait after SIGCHLD, 0 skips it",
+		func(c *Config) value { return duration(&c.Nudge, 0) }},
+	{"termTimeout", "term-timeout", GroupAction, "wait after SIGTERM, 0 skips it",
+		func(c *Config) value { return duration(&c.TermTimeout, 0) }},
+	{"limits.killsPerMinute", "kills-per-minute", GroupAction, "kills a minute, on the node",
+		func(c *Config) value { return count(&c.Limits.KillsPerMinute) }},
+	{"limits.perWorkload.kills", "per-workload-kills", GroupAction, "kills in one workload within the window",
+		func(c *Config) value { return count(&c.Limits.PerWorkload.Kills) }},
+	{"limits.perWorkload.window", "per-workload-window", GroupAction, "how far back that counts",
+		func(c *Config) value { return duration(&c.Limits.PerWorkload.Window, time.Second) }},
+
+	{"mode", "mode", GroupWatch, "where zombies are seen",
+		func(c *Config) value { return choice(&c.Mode, ModeAuto, ModeEBPF, ModeProc) }},
+	{"sweepInterval", "sweep-interval", GroupWatch, "time between looks at every task",
+		func(c *Config) value { return duration(&c.SweepInterval, time.Second) }},
+	{"socket", "socket", GroupWatch, `unix socket of the API, "" for none`,
+		func(c *Config) value { return text(&c.Socket, "path", `an absolute path, or "" for none`, checkSocket) }},
+	{"metrics", "metrics", GroupWatch, "address to serve metrics on",
+		func(c *Config) value {
+			return text(&c.Metrics, "host:port", `host:port, or "" for none`, checkMetrics)
+		}},
+	{"logFormat", "log-format", GroupWatch, "form of the log",
+		func(c *Config) value { return choice(&c.LogFormat, "text", "json") }},
+	{"logLevel", "log-level", GroupWatch, "least severe line to log",
+		func(c *Config) value { return choice(&c.LogLevel, "debug", "info", "warn", "error") }},
+}
+
+// ruleSettings is every key of a rule.
+var ruleSettings = []setting[Rule]{
+	{key: "name", value: func(r *Rule) value { return text(&r.Name, "", "a name of its own", checkName) }},
+	{key: "action", value: func(r *Rule) value { return choice(&r.Action, ActionKill, ActionObserve) }},
+	{key: "threshold", value: func(r *Rule) value { return count(&r.Threshold) }},
+	{key: "grace", value: func(r *Rule) value { return duration(&r.Grace, time.Second) }},
+	{key: "match.scope", value: func(r *Rule) value { return choice(&r.Match.Scope, ScopeContainers, ScopeAll) }},
+	pattern("match.namespace", func(m *Match) *string { return &m.Namespace }),
+	pattern("match.pod", func(m *Match) *string { return &m.Pod }),
+	pattern("match.container", func(m *Match) *string { return &m.Container }),
+	pattern("match.image", func(m *Match) *string { return &m.Image }),
+	pattern("match.exe", func(m *Match) *string { return &m.Exe }),
+	pattern("match.cgroup", func(m *Match) *string { return &m.Cgroup }),
+	{key: "match.uid", value: func(r *Rule) value { return pointer(&r.Match.UID, uid) }},
+	{key: "match.containerInit", value: func(r *Rule) value { return pointer(&r.Match.ContainerInit, toggle) }},
+}
+
+func pattern(key string, field func(*Match) *string) setting[Rule] {
+	return setting[Rule]{key: key, value: func(r *Rule) value {
+		return text(field(&r.Match), "", "a pattern", checkGlob)
+	}}
+}
+
+// Validate says whether c could have come from a file and flags; the error is
+// an [*Error] without a file.
+func (c Config) Validate() error {
+	for _, s := range settings {
+		if err := s.value(&c).check(); err != nil {
+			return &Error{Key: s.key, Problem: err.Error()}
+		}
+	}
+	names := make(map[string]int)
+	for i := range c.Rules {
+		if err := c.Rules[i].validate(ruleKey(i), names, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validate checks a rule; names maps each rule's name to its place.
+func (r *Rule) validate(key string, names map[string]int, place int) *Error {
+	for _, s := range ruleSettings {
+		v := s.value(r)
+		if v.unset() && s.key != "name" { // the others are inherited, or match anything
+			continue
+		}
+		if err := v.check(); err != nil {
+			return &Error{Key: key + "." + s.key, Problem: err.Error()}
+		}
+	}
+	if first, taken := names[r.Name]; taken {
+		return &Error{Key: key + ".name", Problem: fmt.Sprintf(
+			"%s is the name of %s too; use another", quote(r.Name), ruleKey(first))}
+	}
+	names[r.Name] = place
+	return nil
+}
+
+func ruleKey(i int) string { return fmt.Sprintf("%s[%d]", rulesKey, i) }
+
+// Error is a setting that will not do. Everything in its text that kzr did not
+// write itself is escaped, and it is one line.
+type Error struct {
+	File    string // "" if no file is to blame
+	Line    int    // 0 if no line is
+	Key     string // with dots; "" if no key is
+	Problem string // what is wrong and what would be right
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.File != "" {
+		b.WriteString(escape(e.File))
+		if e.Line > 0 {
+			fmt.Fprintf(&b, ":%d", e.Line)
+		}
+		b.WriteString(": ")
+	}
+	if e.Key != "" {
+		b.WriteString(e.Key)
+		b.WriteString(": ")
+	}
+	b.WriteString(e.Problem)
+	return b.String()
+}
+
+// escape leaves a text as it is if it can be shown so, and quotes it if not.
+func escape(s string) string {
+	if q := strconv.Quote(s); s == "" || q != `"`+s+`"` {
+		return q
+	}
+	return s
+}

@@ -1,0 +1,430 @@
+// Package daemon is kzr's loop. It looks when the kernel hints, when a parent
+// is about to meet its rule, and every sweepInterval; it hands what meets the
+// rule to the reaper and every decision to the report. All waiting is for the
+// moment that comes next: while nothing is wrong it sleeps between sweeps.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kzr/internal/config"
+	"kzr/internal/policy"
+	"kzr/internal/procscan"
+	"kzr/internal/reaper"
+	"kzr/internal/report"
+	"kzr/internal/task"
+	"kzr/internal/tracker"
+)
+
+const (
+	// lookAgain is the time between two looks at a parent that cannot be acted
+	// on for now, and between two looks at the pid limits while some parent has
+	// gathered zombies.
+	lookAgain = time.Second
+	// rest keeps the sweeps that hints ask for to a tenth of one CPU.
+	rest    = 9
+	minRest = 20 * time.Millisecond
+	// gaveUpPause, doubled each time up to maxPause, is how long a parent is
+	// left alone that could not be removed.
+	gaveUpPause = time.Minute
+	maxPause    = time.Hour
+	// fewLooks is how many single looks are made instead of a sweep.
+	fewLooks = 4
+)
+
+// Options are what a daemon is made of.
+type Options struct {
+	Config config.Config
+	Host   policy.Host
+	Source Source
+	Proc   *procscan.Scanner
+	// Hinted says that hints come in for parents with at least so many zombies;
+	// 0 that there are none. SetLevel asks for them from another number on, but
+	// not below Hinted.
+	Hinted   int
+	SetLevel func(int) error
+	// Observe makes a daemon that only looks: there is no ladder, not even a dry
+	// one.
+	Observe bool
+	Logger  *slog.Logger
+	// Report gets every decision. It is called by several goroutines and must
+	// not block.
+	Report func(report.Event)
+}
+
+// Daemon is one run of kzr.
+type Daemon struct {
+	opts   Options
+	eye    *eye
+	reaper *reaper.Reaper
+
+	hints   chan struct{}
+	lost    atomic.Bool
+	reloads chan reload
+
+	mu      sync.Mutex // guards watched, which Document reads
+	watched map[task.ID]*watched
+
+	// What follows belongs to the loop.
+	config  config.Config
+	least   tracker.Rule // the easiest rule to meet
+	sweepAt time.Duration
+	limitAt time.Duration // when the pid limits are looked at again
+}
+
+// watched is a parent with enough zombies for its rule, old enough or not.
+type watched struct {
+	found     finding
+	next      time.Duration // when to look again, 0 with the next sweep
+	suspected bool          // reported as a suspect
+	said      policy.Reason // the reason last reported
+	until     time.Duration // left alone until then
+	pause     time.Duration
+}
+
+// New returns a daemon that has not looked at anything yet. When ctx ends, its
+// ladders stop where they are.
+func New(ctx context.Context, o Options) (*Daemon, error) {
+	d := &Daemon{
+		opts:    o,
+		eye:     &eye{source: o.Source, proc: o.Proc},
+		hints:   make(chan struct{}, 1),
+		reloads: make(chan reload),
+		watched: map[task.ID]*watched{},
+	}
+	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), o.Report)
+	return d, d.configure(o.Config)
+}
+
+func settings(c config.Config) reaper.Settings {
+	return reaper.Settings{DryRun: c.DryRun, Limits: c.Limits}
+}
+
+func (d *Daemon) configure(c config.Config) error {
+	p, err := policy.New(c, d.opts.Host)
+	if err != nil {
+		return err
+	}
+	d.config = c
+	d.least = p.Least()
+	if d.opts.SetLevel != nil {
+		if err := d.opts.SetLevel(d.least.Threshold); err != nil {
+			return err
+		}
+	}
+	d.eye.set(rules{policy: p, nudge: c.Nudge, termTimeout: c.TermTimeout, pressure: c.Pressure})
+	d.reaper.Set(settings(c))
+	return nil
+}
+
+// Hint tells the daemon to look. It never blocks.
+func (d *Daemon) Hint(h task.Hint) {
+	if h.Lost {
+		d.lost.Store(true)
+	}
+	select {
+	case d.hints <- struct{}{}:
+	default:
+	}
+}
+
+// Reload puts another configuration in force, for targets that wait as well. If
+// it fails, the old one stays.
+func (d *Daemon) Reload(ctx context.Context, c config.Config) error {
+	r := reload{c, make(chan error, 1)}
+	select {
+	case d.reloads <- r:
+		return <-r.done
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+type reload struct {
+	config config.Config
+	done   chan error
+}
+
+// Run works until ctx, the one given to New, ends, and returns when no ladder is
+// left. No signal is sent after the end.
+func (d *Daemon) Run(ctx context.Context) {
+	defer d.reaper.Wait()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-d.hints:
+			d.hinted()
+		case out := <-d.reaper.Outcomes():
+			d.settle(out)
+		case r := <-d.reloads:
+			err := d.configure(r.config)
+			r.done <- err
+			if err == nil {
+				d.sweepAt = 0
+			}
+		}
+		d.work(ctx)
+		timer.Reset(max(0, d.next()-task.Now()))
+	}
+}
+
+// hinted plans a sweep: at once if hints were lost, else when the rest after the
+// last one is over.
+func (d *Daemon) hinted() {
+	at := task.Now()
+	if d.lost.Swap(false) {
+		d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
+	} else {
+		at = max(at, d.rested())
+	}
+	d.sweepAt = min(d.sweepAt, at)
+}
+
+func (d *Daemon) rested() time.Duration {
+	l := d.eye.lastSweep()
+	return l.at + max(minRest, rest*l.took)
+}
+
+// work does what is due.
+func (d *Daemon) work(ctx context.Context) {
+	now := task.Now()
+	if now >= d.limitAt {
+		d.limitAt = now + lookAgain
+		d.checkLimits(now)
+	}
+	var due []task.ID
+	if now < d.sweepAt {
+		d.mu.Lock()
+		for id, w := range d.watched {
+			if w.next != 0 && w.next <= now {
+				due = append(due, id)
+			}
+		}
+		d.mu.Unlock()
+		if len(due) == 0 {
+			return
+		}
+	}
+	if len(due) > 0 && len(due) <= fewLooks {
+		for _, id := range due {
+			f, now, err := d.eye.lookAt(ctx, id)
+			d.consider(ctx, id, f, now, err)
+		}
+		return
+	}
+	d.sweep(ctx)
+}
+
+// sweep looks at the whole node and considers every parent that could meet a
+// rule.
+func (d *Daemon) sweep(ctx context.Context) {
+	now := task.Now()
+	last, err := d.eye.sweep(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.opts.Logger.Error("sweep failed; kzr cannot see and does nothing", "error", err)
+		}
+		d.sweepAt = now + lookAgain
+		return
+	}
+	d.sweepAt = last.at + d.sweepInterval(last.took)
+	crowded := d.eye.crowded(d.least.Threshold)
+	for id := range d.watched {
+		if _, ok := crowded[id]; !ok {
+			d.consider(ctx, id, finding{never: true}, last.at, nil)
+		}
+	}
+	for id := range crowded {
+		f, err := d.eye.again(id, last.at)
+		d.consider(ctx, id, f, last.at, err)
+	}
+}
+
+// sweepInterval is the configured one, unless nobody hints at the parents that
+// the rules are about: then two sweeps have to fit into the shortest grace.
+func (d *Daemon) sweepInterval(took time.Duration) time.Duration {
+	every := d.config.SweepInterval
+	if d.opts.Hinted == 0 || d.least.Threshold < d.opts.Hinted {
+		every = min(every, max(d.least.Grace/2, time.Second))
+	}
+	return max(every, rest*took)
+}
+
+// consider draws the conclusion from a look at one parent.
+func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.Duration, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	if _, acting := d.reaper.Status(id); acting {
+		return // the ladder looks for itself and says how it ended
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.watched[id]
+	switch {
+	case errors.Is(err, procscan.ErrGone):
+		f.never = true
+	case err != nil:
+		d.opts.Logger.Error("looking at a parent failed", "pid", id.PID, "error", err)
+		return
+	}
+	if f.never {
+		if w != nil && w.suspected && w.said == "" {
+			d.say(report.EventSpared, policy.Recovered, w.found, "it reaped, or ended, by itself")
+		}
+		delete(d.watched, id)
+		return
+	}
+	if w == nil {
+		w = &watched{}
+		d.watched[id] = w
+	}
+	w.found, w.next = f, 0
+	switch {
+	case !f.met:
+		// Half of the grace is gone: it looks as if it would not reap.
+		half := f.due - f.rule.Grace/2
+		if now < half {
+			w.suspected, w.said, w.next = false, "", half
+			return
+		}
+		w.next = f.due
+		if !w.suspected {
+			w.suspected = true
+			d.say(report.EventSuspect, "", f, fmt.Sprintf("it does not reap; it meets the rule in %s", (f.due-now).Round(100*time.Millisecond)))
+		}
+	case f.verdict == policy.Target && now < w.until:
+		w.found.verdict, w.found.reason = policy.Spared, policy.Backoff
+		w.next = w.until
+	case f.verdict == policy.Target:
+		w.said = ""
+		if !d.opts.Observe {
+			d.reaper.Act(id, workload(&f.proc))
+		}
+	default:
+		if f.reason != w.said {
+			w.said = f.reason
+			d.say(report.EventSpared, f.reason, f, because(f.reason))
+		}
+		if policy.Deferred(&f.proc) != "" {
+			w.next = now + lookAgain
+		}
+	}
+}
+
+// settle takes note of how a ladder ended.
+func (d *Daemon) settle(out reaper.Outcome) {
+	now := task.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if out.Result == reaper.Terminated {
+		delete(d.watched, out.ID)
+		d.sweepAt = min(d.sweepAt, now) // its zombies may have moved
+		return
+	}
+	w := d.watched[out.ID]
+	if w == nil {
+		return
+	}
+	w.suspected, w.next = false, now+lookAgain
+	switch {
+	case out.Result == reaper.GaveUp:
+		w.pause = min(max(2*w.pause, gaveUpPause), maxPause)
+		w.until = now + w.pause
+	case out.Result == reaper.Rehearsed:
+		w.until = now + maxPause
+	case !out.Until.IsZero():
+		w.until = now + time.Until(out.Until)
+	}
+	if out.Result == reaper.Spared {
+		w.said = out.Reason
+	}
+}
+
+// checkLimits plans a sweep if pids are running out, or so many tasks have come
+// since the last one that they might before the next.
+func (d *Daemon) checkLimits(now time.Duration) {
+	if d.config.Pressure == 0 {
+		return
+	}
+	n, err := d.opts.Proc.Node()
+	if err != nil {
+		return
+	}
+	last := d.eye.lastSweep()
+	pressed := float64(n.Tasks) >= d.config.Pressure*float64(n.Limit) || n.Tasks-last.tasks >= max(500, n.Limit/20)
+	d.mu.Lock()
+	for _, w := range d.watched {
+		if pressed {
+			break
+		}
+		tasks, limit, ok := d.opts.Proc.PidsLimit(w.found.proc.PidsCgroup)
+		pressed = ok && float64(tasks) >= d.config.Pressure*float64(limit)
+	}
+	d.mu.Unlock()
+	if pressed {
+		d.sweepAt = min(d.sweepAt, max(now, d.rested()))
+	}
+}
+
+// next is the moment at which there is something to do.
+func (d *Daemon) next() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := d.sweepAt
+	for _, w := range d.watched {
+		if w.next != 0 {
+			at = min(at, w.next)
+		}
+	}
+	// While nothing is wrong and hints come in, pid limits are not polled: a
+	// parent that fills the table is hinted at long before.
+	if d.config.Pressure > 0 && (len(d.watched) > 0 || d.opts.Hinted == 0) {
+		at = min(at, d.limitAt)
+	}
+	return at
+}
+
+func (d *Daemon) say(name string, reason policy.Reason, f finding, message string) {
+	proc := f.proc
+	d.opts.Report(report.Event{
+		Time: time.Now(), Name: name, Message: message, Process: &proc,
+		Zombies: f.reapable, Oldest: f.oldest, Rule: f.rule.Name, Reason: string(reason),
+	})
+}
+
+// workload is what limits.perWorkload counts by.
+func workload(p *task.Process) string { return p.Cgroup }
+
+func because(r policy.Reason) string {
+	switch r {
+	case policy.Protected:
+		return "it is never signalled: pid 1, a kernel thread, kzr's own, or the host's infrastructure"
+	case policy.OutOfScope:
+		return "it is in no container, and the scope is containers"
+	case policy.ByRule:
+		return "its rule says observe"
+	case policy.Traced:
+		return "it is being traced; kzr looks again every second"
+	case policy.Stopped:
+		return "it is stopped; kzr looks again every second"
+	case policy.Frozen:
+		return "its cgroup is frozen; kzr looks again every second"
+	case policy.Dying:
+		return "it is dying already; kzr looks again every second"
+	case policy.Uninterruptible:
+		return "it is in uninterruptible sleep; kzr looks again every second"
+	}
+	return "it is spared"
+}

@@ -1,0 +1,243 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"kzr/internal/container"
+	"kzr/internal/policy"
+	"kzr/internal/procscan"
+	"kzr/internal/reaper"
+	"kzr/internal/task"
+	"kzr/internal/tracker"
+)
+
+// Source takes snapshots: probe where eBPF works, procscan everywhere.
+type Source interface {
+	Snapshot(ctx context.Context) (*task.Snapshot, error)
+	SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error)
+}
+
+// eye looks: at the whole node for the loop, at one parent for the reaper. It
+// holds the one tracker that both see, so that a zombie has the same age
+// wherever it is looked at from.
+type eye struct {
+	source Source
+	proc   *procscan.Scanner
+
+	mu      sync.Mutex // held while a snapshot is taken, so that they apply in order
+	tracker tracker.Tracker
+	last    last
+	rules   rules
+}
+
+// rules is what a reload replaces.
+type rules struct {
+	policy             *policy.Policy
+	nudge, termTimeout time.Duration
+	pressure           float64
+}
+
+// last is what the last snapshot of the whole node said.
+type last struct {
+	source  task.Source
+	at      time.Duration // when it ended
+	took    time.Duration
+	tasks   int
+	zombies int
+}
+
+func (e *eye) set(r rules) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rules = r
+}
+
+// sweep looks at the whole node.
+func (e *eye) sweep(ctx context.Context) (last, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, err := e.source.Snapshot(ctx)
+	if err != nil {
+		return last{}, err
+	}
+	e.tracker.Apply(s)
+	e.last = last{source: s.Source, at: s.Ended, took: s.Ended - s.Began, tasks: s.Tasks, zombies: s.Zombies()}
+	return e.last, nil
+}
+
+// finding is what a look at one parent found.
+type finding struct {
+	proc     task.Process
+	rule     policy.Rule
+	reapable int
+	total    int
+	tracer   int // of some of its zombies
+	traced   int
+	oldest   time.Duration
+	due      time.Duration // when it meets its rule
+	never    bool          // it does not with this many zombies
+	met      bool          // it does
+	pressed  bool          // a pid limit is nearly reached, and its zombies are why
+	verdict  policy.Verdict
+	reason   policy.Reason // also of a parent that does not meet its rule: what will spare it
+}
+
+// judge says what is to be thought of a parent as the tracker knows it. The
+// caller holds mu. It fails with [procscan.ErrGone].
+func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
+	proc, err := e.inspect(id)
+	if err != nil {
+		return finding{}, err
+	}
+	f := finding{proc: proc, rule: e.rules.policy.RuleFor(&proc), never: true}
+	p, ok := e.tracker.Get(id)
+	if ok {
+		f.reapable, f.total, f.traced, f.tracer = p.Reapable(), p.Total(), p.Traced, p.Tracer
+		f.oldest = p.Oldest(now)
+		if f.pressed = e.pressed(&proc, f.reapable); f.pressed {
+			f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
+		}
+		due, ok := p.Due(f.rule.Rule)
+		f.due, f.never, f.met = due, !ok, ok && due <= now
+	}
+	f.verdict, f.reason = e.rules.policy.Decide(&proc, f.rule)
+	if !f.met {
+		f.verdict = policy.Watch
+	}
+	return f, nil
+}
+
+// inspect reads who a parent is. A pid that was reused is gone.
+func (e *eye) inspect(id task.ID) (task.Process, error) {
+	proc, err := e.proc.Inspect(id.PID)
+	if err != nil {
+		return proc, err
+	}
+	if proc.ID != id {
+		return proc, procscan.ErrGone
+	}
+	if ref, ok := container.Parse(proc.Cgroup); ok {
+		c := ref.Container()
+		proc.Container = &c
+	} else if proc.PIDNS == 0 || !proc.NamespaceInit() {
+		proc.Unit = container.Unit(proc.Cgroup)
+	}
+	return proc, nil
+}
+
+// pressed says whether the node or the parent's own cgroup is about to run out
+// of pids, and its zombies are the reason.
+func (e *eye) pressed(proc *task.Process, zombies int) bool {
+	if e.rules.pressure == 0 {
+		return false
+	}
+	if n, err := e.proc.Node(); err == nil && policy.Pressure(e.rules.pressure, n.Tasks, n.Limit, zombies) {
+		return true
+	}
+	tasks, limit, ok := e.proc.PidsLimit(proc.PidsCgroup)
+	return ok && policy.Pressure(e.rules.pressure, tasks, limit, zombies)
+}
+
+// Look implements [reaper.Judge].
+func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
+	f, now, err := e.lookAt(ctx, id)
+	if errors.Is(err, procscan.ErrGone) {
+		return reaper.Look{Reason: policy.IdentityChanged}, nil
+	}
+	if err != nil {
+		return reaper.Look{}, err
+	}
+	look := reaper.Look{
+		Process:     f.proc,
+		Met:         f.met,
+		Reapable:    f.reapable,
+		Oldest:      f.oldest,
+		Rule:        f.rule.Name,
+		Nudge:       e.rules.nudge,
+		TermTimeout: e.rules.termTimeout,
+	}
+	if f.met {
+		look.Reason = f.reason
+	}
+	if f.pressed {
+		look.Nudge, look.TermTimeout = 0, min(look.TermTimeout, pressureTermTimeout)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p, ok := e.tracker.Get(id); ok {
+		for _, z := range p.Zombies() {
+			if z.Since+f.rule.Grace <= now {
+				look.Zombies = append(look.Zombies, z)
+			}
+		}
+	}
+	return look, nil
+}
+
+// pressureTermTimeout is the wait after SIGTERM when pids run out.
+const pressureTermTimeout = time.Second
+
+// Holders implements [reaper.Judge].
+func (e *eye) Holders(ctx context.Context, zombies []task.Zombie) (map[task.ID]int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, err := e.source.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.tracker.Apply(s)
+	held := map[task.ID]int{}
+	for p := range e.tracker.Parents() {
+		for _, z := range zombies {
+			i, ok := slices.BinarySearchFunc(p.Zombies(), z.PID, func(a task.Zombie, pid int32) int { return int(a.PID) - int(pid) })
+			if ok && p.Zombies()[i].Start == z.Start {
+				held[p.ID]++
+			}
+		}
+	}
+	return held, nil
+}
+
+func (e *eye) lastSweep() last {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last
+}
+
+// crowded is the set of parents with at least n zombies that they could reap.
+func (e *eye) crowded(n int) map[task.ID]struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := map[task.ID]struct{}{}
+	for p := range e.tracker.Parents() {
+		if p.Reapable() >= n {
+			ids[p.ID] = struct{}{}
+		}
+	}
+	return ids
+}
+
+// again judges a parent by the last snapshot.
+func (e *eye) again(id task.ID, now time.Duration) (finding, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.judge(id, now)
+}
+
+// lookAt takes a snapshot of one parent and judges it. It returns the moment
+// that the judgement is about.
+func (e *eye) lookAt(ctx context.Context, id task.ID) (finding, time.Duration, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, err := e.source.SnapshotOf(ctx, id)
+	if err != nil {
+		return finding{}, 0, err
+	}
+	e.tracker.ApplyTo(id, s)
+	f, err := e.judge(id, s.Ended)
+	return f, s.Ended, err
+}

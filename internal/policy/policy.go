@@ -1,0 +1,248 @@
+// Package policy decides what may be done about a parent: nothing, not now, or
+// act, with the reason. What is known of a process flows in, a decision flows
+// out. It is pure: no clock, no I/O.
+package policy
+
+import (
+	"cmp"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"kzr/internal/config"
+	"kzr/internal/glob"
+	"kzr/internal/task"
+	"kzr/internal/tracker"
+)
+
+// Host is what the host side looks like from where kzr runs.
+type Host struct {
+	PIDNS uint64 // kzr's own pid namespace
+	MntNS uint64 // pid 1's mount namespace, 0 if it cannot be read
+	// Kin are kzr itself and its ancestors.
+	Kin []task.ID
+}
+
+// Policy is a compiled configuration. It does not change.
+type Policy struct {
+	host    Host
+	scope   config.Scope
+	base    tracker.Rule
+	rules   []rule
+	protect []glob.Glob
+}
+
+type rule struct {
+	config.Rule
+	namespace, pod, container, image, exe, cgroup *glob.Glob
+}
+
+// Rule is what holds for one parent.
+type Rule struct {
+	tracker.Rule
+	Name   string // of the first rule that matched, "" if none did
+	Action config.Action
+}
+
+// PressureGrace is how long a zombie has to wait when the process table is
+// about to be full.
+const PressureGrace = time.Second
+
+// New compiles the parts of a validated configuration that decide about parents.
+func New(c config.Config, host Host) (*Policy, error) {
+	p := &Policy{host: host, scope: c.Scope, base: tracker.Rule{Threshold: c.Threshold, Grace: c.Grace}}
+	for _, s := range c.Protect {
+		g, err := glob.Compile(s)
+		if err != nil {
+			return nil, err
+		}
+		p.protect = append(p.protect, g)
+	}
+	for _, r := range c.Rules {
+		out := rule{Rule: r}
+		for _, f := range []struct {
+			pattern string
+			to      **glob.Glob
+		}{
+			{r.Match.Namespace, &out.namespace}, {r.Match.Pod, &out.pod}, {r.Match.Container, &out.container},
+			{r.Match.Image, &out.image}, {r.Match.Exe, &out.exe}, {r.Match.Cgroup, &out.cgroup},
+		} {
+			if f.pattern == "" {
+				continue
+			}
+			g, err := glob.Compile(f.pattern)
+			if err != nil {
+				return nil, err
+			}
+			*f.to = &g
+		}
+		p.rules = append(p.rules, out)
+	}
+	return p, nil
+}
+
+// Least is the lowest threshold and the shortest grace of any rule: a parent
+// that does not meet it meets none.
+func (p *Policy) Least() tracker.Rule {
+	least := p.base
+	for _, r := range p.rules {
+		if r.Action == config.ActionObserve {
+			continue
+		}
+		if r.Threshold > 0 {
+			least.Threshold = min(least.Threshold, r.Threshold)
+		}
+		if r.Grace > 0 {
+			least.Grace = min(least.Grace, r.Grace)
+		}
+	}
+	return least
+}
+
+// RuleFor returns the threshold, grace and action that hold for a process.
+func (p *Policy) RuleFor(proc *task.Process) Rule {
+	out := Rule{Rule: p.base, Action: config.ActionKill}
+	i := slices.IndexFunc(p.rules, func(r rule) bool { return p.matches(&r, proc) })
+	if i < 0 {
+		return out
+	}
+	r := p.rules[i]
+	out.Name = r.Name
+	out.Action = cmp.Or(r.Action, out.Action)
+	out.Threshold = cmp.Or(r.Threshold, out.Threshold)
+	out.Grace = cmp.Or(r.Grace, out.Grace)
+	return out
+}
+
+func (p *Policy) matches(r *rule, proc *task.Process) bool {
+	c := proc.Container
+	if c == nil {
+		c = &task.Container{}
+	}
+	fits := func(g *glob.Glob, s string) bool { return g == nil || s != "" && g.Match(s) }
+	m := &r.Match
+	return (m.Scope != config.ScopeContainers || p.InContainer(proc)) &&
+		fits(r.namespace, c.Namespace) &&
+		fits(r.pod, c.Pod) &&
+		(r.container == nil || fits(r.container, c.Name) || fits(r.container, c.ID)) &&
+		fits(r.image, c.Image) &&
+		fits(r.exe, proc.Exe) &&
+		fits(r.cgroup, proc.Cgroup) &&
+		(m.UID == nil || *m.UID == proc.UID) &&
+		(m.ContainerInit == nil || *m.ContainerInit == proc.NamespaceInit())
+}
+
+// InContainer says whether a process is in a pid namespace other than the
+// host's, or in a cgroup that a container runtime made. Where neither can be
+// known, it is not.
+func (p *Policy) InContainer(proc *task.Process) bool {
+	return proc.Container != nil || proc.PIDNS != 0 && proc.PIDNS != p.host.PIDNS
+}
+
+// Decide says whether a parent that meets its rule is a target, and if not, why
+// not. It does not look at zombies: the caller knows that the rule is met.
+func (p *Policy) Decide(proc *task.Process, r Rule) (Verdict, Reason) {
+	switch {
+	case p.Protected(proc):
+		return Spared, Protected
+	case r.Action == config.ActionObserve:
+		return Spared, ByRule
+	case p.scope != config.ScopeAll && !p.InContainer(proc):
+		return Spared, OutOfScope
+	}
+	if reason := Deferred(proc); reason != "" {
+		return Spared, reason
+	}
+	return Target, ""
+}
+
+// Deferred says why a process cannot be acted on right now though it may be
+// later; "" if it can.
+func Deferred(proc *task.Process) Reason {
+	switch {
+	case proc.Exiting || proc.State == 'Z' || proc.State == 'X' || proc.State == 'x':
+		return Dying
+	case proc.Tracer != 0 || proc.State == 't':
+		return Traced
+	case proc.State == 'T':
+		return Stopped
+	case proc.Frozen:
+		return Frozen
+	case proc.State == 'D':
+		return Uninterruptible
+	}
+	return ""
+}
+
+// Protected says whether a process is one that kzr never signals: pid 1, a
+// kernel thread, kzr or an ancestor of it, or host-side infrastructure. What a
+// tenant can choose, its comm, its command line, a path inside its own mount
+// namespace, protects nobody.
+func (p *Policy) Protected(proc *task.Process) bool {
+	if proc.PID == 1 || proc.Kernel || slices.Contains(p.host.Kin, proc.ID) {
+		return true
+	}
+	if !p.hostSide(proc) {
+		return false
+	}
+	if proc.Exe == "" {
+		// It may be anything. A pid that is not certain is never a target.
+		return true
+	}
+	return infrastructure(proc.Exe) ||
+		slices.ContainsFunc(p.protect, func(g glob.Glob) bool { return g.Match(proc.Exe) })
+}
+
+// hostSide says whether an executable's path means what it says on the host. In
+// the host's mount namespace it does. Services with a mount namespace of their
+// own (PrivateTmp and the like) count as well, as long as no container runtime
+// made their cgroup.
+func (p *Policy) hostSide(proc *task.Process) bool {
+	if proc.PIDNS != 0 && proc.PIDNS != p.host.PIDNS {
+		return false
+	}
+	if proc.Container == nil {
+		return true
+	}
+	// A shim can be put into its container's cgroup. Where mount namespaces
+	// cannot be compared, it gets the benefit of the doubt.
+	return p.host.MntNS == 0 || proc.MntNS == 0 || proc.MntNS == p.host.MntNS
+}
+
+// Executables of the host's infrastructure, by name. They live in many places
+// (/usr/bin, /opt/bin, /var/lib/rancher/…, /nix/store/…), so the place is not
+// asked, except that it must not be one where any user can put a file.
+var infrastructureNames = []string{
+	"systemd", "systemd-*", "init",
+	"containerd", "containerd-shim*", "dockerd", "docker-proxy",
+	"crio", "crio-*", "conmon", "conmonrs", "podman", "runc", "crun",
+	"kubelet", "kubelite", "k3s", "k3s-*", "k0s", "rke2", "rke2-*",
+	"sshd", "sshd-session", "sshd-auth",
+	"dbus-daemon", "dbus-broker", "dbus-broker-launch",
+}
+
+var userWritable = []string{"/home/", "/tmp/", "/var/tmp/", "/dev/", "/run/user/"}
+
+// kubeletHome is where Google's node images keep kubelet and its runtime.
+const kubeletHome = "/home/kubernetes/bin/"
+
+func infrastructure(exe string) bool {
+	if !strings.HasPrefix(exe, kubeletHome) &&
+		slices.ContainsFunc(userWritable, func(dir string) bool { return strings.HasPrefix(exe, dir) }) {
+		return false
+	}
+	name := path.Base(exe)
+	return slices.ContainsFunc(infrastructureNames, func(pattern string) bool {
+		prefix, open := strings.CutSuffix(pattern, "*")
+		return name == prefix || open && strings.HasPrefix(name, prefix)
+	})
+}
+
+// Pressure says whether a limit on tasks is so nearly reached that zombies held
+// by one parent are the reason: tasks at or over fraction of limit, and zombies
+// at least a tenth of limit. A fraction or limit of 0 is no pressure.
+func Pressure(fraction float64, tasks, limit, zombies int) bool {
+	return fraction > 0 && limit > 0 &&
+		float64(tasks) >= fraction*float64(limit) && zombies*10 >= limit
+}

@@ -1,0 +1,175 @@
+package policy
+
+import (
+	"testing"
+	"time"
+
+	"kzr/internal/config"
+	"kzr/internal/task"
+	"kzr/internal/tracker"
+)
+
+const (
+	hostPID = 100
+	hostMnt = 200
+)
+
+var host = Host{PIDNS: hostPID, MntNS: hostMnt, Kin: []task.ID{{PID: 50, Start: 5}}}
+
+// proc is an ordinary process in a container, changed by f.
+func proc(f func(*task.Process)) *task.Process {
+	p := &task.Process{
+		ID: task.ID{PID: 1000, Start: 10}, Comm: "app", Exe: "/app", State: 'S', UID: 1000, Threads: 1,
+		PIDNS: 101, MntNS: 201, NSPID: []int{1000, 1}, Cgroup: "/docker/abc",
+		Container: &task.Container{Runtime: "docker", ID: "abc", Namespace: "shop", Pod: "web-1", Name: "web", Image: "reg/web:1"},
+	}
+	if f != nil {
+		f(p)
+	}
+	return p
+}
+
+func onHost(exe string) func(*task.Process) {
+	return func(p *task.Process) {
+		p.Exe, p.PIDNS, p.MntNS, p.NSPID, p.Container, p.Cgroup = exe, hostPID, hostMnt, []int{1000}, nil, "/system.slice/x.service"
+	}
+}
+
+func with(fs ...func(*task.Process)) func(*task.Process) {
+	return func(p *task.Process) {
+		for _, f := range fs {
+			f(p)
+		}
+	}
+}
+
+func TestDecide(t *testing.T) {
+	tests := []struct {
+		name   string
+		scope  config.Scope
+		proc   func(*task.Process)
+		want   Verdict
+		reason Reason
+	}{
+		{"container init", "", nil, Target, ""},
+		{"pid namespace without a runtime's cgroup", "", func(p *task.Process) { p.Container = nil }, Target, ""},
+		{"host-pid container", "", func(p *task.Process) { p.PIDNS = hostPID }, Target, ""},
+		{"host process", "", onHost("/usr/bin/app"), Spared, OutOfScope},
+		{"host process, scope all", config.ScopeAll, onHost("/usr/bin/app"), Target, ""},
+		{"namespaces unreadable", "", with(onHost("/usr/bin/app"), func(p *task.Process) { p.PIDNS = 0 }), Spared, OutOfScope},
+
+		{"pid 1", config.ScopeAll, func(p *task.Process) { p.PID = 1 }, Spared, Protected},
+		{"kernel thread", config.ScopeAll, func(p *task.Process) { p.Kernel = true }, Spared, Protected},
+		{"kzr's parent", config.ScopeAll, func(p *task.Process) { p.ID = task.ID{PID: 50, Start: 5} }, Spared, Protected},
+		{"another with its pid", config.ScopeAll, func(p *task.Process) { p.ID = task.ID{PID: 50, Start: 6} }, Target, ""},
+		{"systemd", config.ScopeAll, onHost("/usr/lib/systemd/systemd"), Spared, Protected},
+		{"a helper of systemd with a mount namespace of its own", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd-journald"), func(p *task.Process) { p.MntNS = 999 }), Spared, Protected},
+		{"shim", config.ScopeAll, onHost("/usr/bin/containerd-shim-runc-v2"), Spared, Protected},
+		{"shim in its container's cgroup", "", with(onHost("/usr/bin/containerd-shim-runc-v2"), func(p *task.Process) { p.Container = &task.Container{ID: "x"} }), Spared, Protected},
+		{"kubelet of a node image", config.ScopeAll, onHost("/home/kubernetes/bin/kubelet"), Spared, Protected},
+		{"a user's program of that name", config.ScopeAll, onHost("/home/eve/kubelet"), Target, ""},
+		{"named systemd in a container", "", func(p *task.Process) { p.Comm, p.Exe = "systemd", "/usr/lib/systemd/systemd" }, Target, ""},
+		{"sshd in a host-pid container", "", func(p *task.Process) { p.Exe, p.PIDNS = "/usr/sbin/sshd", hostPID }, Target, ""},
+		{"comm kubelet on the host", config.ScopeAll, with(onHost("/usr/bin/app"), func(p *task.Process) { p.Comm = "kubelet" }), Target, ""},
+		{"configured", config.ScopeAll, onHost("/opt/agent/bin/agentd"), Spared, Protected},
+		{"configured path inside a container", "", func(p *task.Process) { p.Exe = "/opt/agent/bin/agentd" }, Target, ""},
+		{"host process whose executable cannot be read", config.ScopeAll, onHost(""), Spared, Protected},
+
+		{"traced", "", func(p *task.Process) { p.Tracer = 9 }, Spared, Traced},
+		{"stopped", "", func(p *task.Process) { p.State = 'T' }, Spared, Stopped},
+		{"frozen", "", func(p *task.Process) { p.Frozen = true }, Spared, Frozen},
+		{"dying in its pid namespace", "", func(p *task.Process) { p.Exiting = true }, Spared, Dying},
+		{"dead leader", "", func(p *task.Process) { p.State = 'Z' }, Spared, Dying},
+		{"vfork", "", func(p *task.Process) { p.State = 'D' }, Spared, Uninterruptible},
+		{"observed by rule", "", func(p *task.Process) { p.Container.Namespace = "keep-1" }, Spared, ByRule},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := config.Default()
+			if tt.scope != "" {
+				c.Scope = tt.scope
+			}
+			c.Protect = []string{"/opt/agent/*"}
+			c.Rules = []config.Rule{{Name: "keep", Match: config.Match{Namespace: "keep*"}, Action: config.ActionObserve}}
+			p, err := New(c, host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pr := proc(tt.proc)
+			verdict, reason := p.Decide(pr, p.RuleFor(pr))
+			if verdict != tt.want || reason != tt.reason {
+				t.Errorf("got %s %q, want %s %q", verdict, reason, tt.want, tt.reason)
+			}
+		})
+	}
+}
+
+// Without pid 1's mount namespace nobody can tell a shim from a host-pid
+// container by its path, so both are left alone.
+func TestUnknownHostMountNamespaceProtects(t *testing.T) {
+	h := host
+	h.MntNS = 0
+	p, _ := New(config.Default(), h)
+	pr := proc(func(p *task.Process) { p.Exe, p.PIDNS = "/usr/bin/containerd-shim-runc-v2", hostPID })
+	if !p.Protected(pr) {
+		t.Error("a possible shim is not protected")
+	}
+}
+
+func TestRuleFor(t *testing.T) {
+	uid, yes := uint32(1000), true
+	c := config.Default()
+	c.Rules = []config.Rule{
+		{Name: "exe", Match: config.Match{Exe: "/opt/*/bin/*"}, Threshold: 7},
+		{Name: "all fields", Match: config.Match{Namespace: "shop", Pod: "web-*", Image: "reg/*", UID: &uid, ContainerInit: &yes, Scope: config.ScopeContainers}, Grace: 5 * time.Second},
+		{Name: "by id", Match: config.Match{Container: "abc"}, Action: config.ActionObserve},
+	}
+	p, err := New(c, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := tracker.Rule{Threshold: 50, Grace: time.Minute}
+	tests := []struct {
+		name string
+		proc func(*task.Process)
+		want Rule
+	}{
+		{"none", onHost("/usr/bin/app"), Rule{base, "", config.ActionKill}},
+		{"first wins, the rest is inherited", func(p *task.Process) { p.Exe = "/opt/x/bin/y" }, Rule{tracker.Rule{Threshold: 7, Grace: time.Minute}, "exe", config.ActionKill}},
+		{"every field must match", nil, Rule{tracker.Rule{Threshold: 50, Grace: 5 * time.Second}, "all fields", config.ActionKill}},
+		{"one field does not", func(p *task.Process) { p.UID = 1 }, Rule{base, "by id", config.ActionObserve}},
+		{"a name that is not known yet matches nothing", func(p *task.Process) { p.Container.Namespace, p.Container.ID = "", "x" }, Rule{base, "", config.ActionKill}},
+		{"comm and command line do not count", func(p *task.Process) {
+			p.Comm, p.Cmdline, p.UID, p.Container = "/opt/x/bin/y", []string{"/opt/x/bin/y"}, 1, nil
+		}, Rule{base, "", config.ActionKill}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := p.RuleFor(proc(tt.proc)); got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+	if got, want := p.Least(), (tracker.Rule{Threshold: 7, Grace: 5 * time.Second}); got != want {
+		t.Errorf("least is %+v, want %+v", got, want)
+	}
+}
+
+func TestPressure(t *testing.T) {
+	tests := []struct {
+		fraction              float64
+		tasks, limit, zombies int
+		want                  bool
+	}{
+		{0.85, 85, 100, 10, true},
+		{0.85, 84, 100, 80, false},
+		{0.85, 99, 100, 9, false},
+		{0, 100, 100, 100, false},
+		{0.85, 100, 0, 100, false},
+	}
+	for _, tt := range tests {
+		if got := Pressure(tt.fraction, tt.tasks, tt.limit, tt.zombies); got != tt.want {
+			t.Errorf("Pressure(%v, %d, %d, %d) is %v", tt.fraction, tt.tasks, tt.limit, tt.zombies, got)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package procscan
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
+)
+
+// hierarchies are the cgroup mounts that kzr reads. They are found once, and
+// held open.
+type hierarchies struct {
+	unified mount // cgroup v2, alone or beside v1
+	pids    mount // the v1 hierarchy with the pids controller
+	freezer mount // the v1 hierarchy with the freezer controller
+	err     error // why there are none
+}
+
+// mount is one cgroup mount. The zero value is none.
+type mount struct {
+	dir  int    // O_PATH descriptor
+	root string // the cgroup that the mount shows as its root
+	ok   bool
+}
+
+func openHierarchies(fs procfs.FS) hierarchies {
+	var h hierarchies
+	mounts, err := fs.GetMounts()
+	if err != nil {
+		h.err = fmt.Errorf("finding the cgroup mounts: %w", err)
+		return h
+	}
+	for _, m := range mounts {
+		var slot *mount
+		_, isPids := m.SuperOptions["pids"]
+		_, isFreezer := m.SuperOptions["freezer"]
+		switch {
+		case m.FSType == "cgroup2":
+			slot = &h.unified
+		case m.FSType == "cgroup" && isPids && isFreezer:
+			slot = &h.pids
+			h.freezer.offer(m)
+		case m.FSType == "cgroup" && isPids:
+			slot = &h.pids
+		case m.FSType == "cgroup" && isFreezer:
+			slot = &h.freezer
+		default:
+			continue
+		}
+		slot.offer(m)
+	}
+	return h
+}
+
+// offer takes the mount if it is the first, or shows more than the one taken:
+// a container's own cgroup may be mounted as well as the whole tree.
+func (m *mount) offer(info *procfs.MountInfo) {
+	if m.ok && len(m.root) <= len(info.Root) {
+		return
+	}
+	fd, err := unix.Open(unescape(info.MountPoint), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // covered by another mount, or forbidden
+	}
+	m.close()
+	*m = mount{dir: fd, root: unescape(info.Root), ok: true}
+}
+
+func (m *mount) close() {
+	if m.ok {
+		_ = unix.Close(m.dir) // O_PATH: nothing is lost
+	}
+	*m = mount{}
+}
+
+func (h *hierarchies) close() {
+	h.unified.close()
+	h.pids.close()
+	h.freezer.close()
+}
+
+// unescape undoes mountinfo's octal escapes for blank, tab, newline and
+// backslash.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// chain lists a cgroup and its ancestors, from the inside outwards, as paths
+// below the mount. It is empty for a cgroup that the mount does not show.
+func (m *mount) chain(cgroup string) []string {
+	if !m.ok || !strings.HasPrefix(cgroup, "/") || slices.Contains(strings.Split(cgroup, "/"), "..") {
+		return nil
+	}
+	if m.root != "/" {
+		rest, ok := strings.CutPrefix(cgroup, m.root)
+		if !ok || (rest != "" && rest[0] != '/') {
+			return nil
+		}
+		cgroup = rest
+	}
+	var list []string
+	for p := strings.Trim(cgroup, "/"); p != ""; p, _ = path.Split(p) {
+		p = strings.TrimRight(p, "/")
+		list = append(list, p)
+	}
+	return append(list, ".")
+}
+
+// read returns a cgroup file's text, "" if it cannot be read.
+func (m *mount) read(cgroup, file string) string {
+	b, err := readAll(m.dir, cgroup+"/"+file, 4096)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// readCgroups fills in what a process's cgroups say.
+func (s *Scanner) readCgroups(p *task.Process, l *look) error {
+	// The library looks the process up by its pid; that the directory held by
+	// the look is alive afterwards proves that it was the same one.
+	proc, err := s.fs.Proc(p.PID)
+	if err != nil {
+		return l.check("cgroup", err)
+	}
+	lines, err := proc.Cgroups()
+	if err := l.check("cgroup", err); err != nil {
+		return err
+	}
+	p.Cgroup, p.PidsCgroup = chooseCgroups(lines)
+	p.Frozen = s.cgroups.frozen(lines)
+	return nil
+}
+
+// chooseCgroups picks the path that names the container and the one whose pids
+// limit holds for the process.
+//
+// On a host with v1 hierarchies a runtime may use any of them, and the others
+// show "/" or the service that it runs in. The longest path is the one that
+// says most; a tenant who may make cgroups can only lengthen what his own
+// container's path begins with. Between equals, v2 and systemd's come first.
+func chooseCgroups(lines []procfs.Cgroup) (name, pids string) {
+	unified := ""
+	for _, c := range lines {
+		if c.HierarchyID == 0 {
+			unified = c.Path
+		}
+		if slices.Contains(c.Controllers, "pids") {
+			pids = c.Path
+		}
+	}
+	rank := func(c procfs.Cgroup) int {
+		switch {
+		case c.HierarchyID == 0:
+			return 3
+		case slices.Contains(c.Controllers, "name=systemd"):
+			return 2
+		case slices.Contains(c.Controllers, "pids"):
+			return 1
+		}
+		return 0
+	}
+	best := -1
+	for _, c := range lines {
+		if len(c.Path) > len(name) || (len(c.Path) == len(name) && rank(c) > best) {
+			name, best = c.Path, rank(c)
+		}
+	}
+	if pids == "" {
+		pids = unified
+	}
+	return name, pids
+}
+
+// frozen says whether a process of these cgroups is frozen, or is about to be.
+func (h *hierarchies) frozen(lines []procfs.Cgroup) bool {
+	for _, c := range lines {
+		switch {
+		case c.HierarchyID == 0:
+			chain := h.unified.chain(c.Path)
+			for i, cgroup := range chain {
+				// An ancestor outside the mount shows only in the events.
+				if i == 0 && strings.Contains("\n"+h.unified.read(cgroup, "cgroup.events")+"\n", "\nfrozen 1\n") {
+					return true
+				}
+				if h.unified.read(cgroup, "cgroup.freeze") == "1" {
+					return true
+				}
+			}
+		case slices.Contains(c.Controllers, "freezer"):
+			// FREEZING and FROZEN include what the ancestors ask for.
+			if chain := h.freezer.chain(c.Path); len(chain) > 0 {
+				if state := h.freezer.read(chain[0], "freezer.state"); state == "FROZEN" || state == "FREEZING" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// PidsLimit returns the pids limit that a task.Process's PidsCgroup is nearest
+// to, its own or an ancestor's: tasks charged to it, and how many may be. It is
+// not ok if there is no limit, or none that kzr can see.
+func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
+	m := &s.cgroups.pids
+	if !m.ok {
+		m = &s.cgroups.unified
+	}
+	for _, c := range m.chain(cgroup) {
+		hi, err := strconv.Atoi(m.read(c, "pids.max"))
+		if err != nil {
+			continue // "max", or the root, which has no limit
+		}
+		n, err := strconv.Atoi(m.read(c, "pids.current"))
+		if err != nil {
+			continue
+		}
+		// n/hi > current/limit, in whole numbers; a limit of 0 is a full one.
+		if !ok || n*limit > current*hi {
+			current, limit, ok = n, hi, true
+		}
+	}
+	return current, limit, ok
+}

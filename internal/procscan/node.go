@@ -1,0 +1,82 @@
+package procscan
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Node is how full the machine's process table is.
+type Node struct {
+	Tasks int // threads and zombies, those that kzr cannot see included
+	Limit int // the lower of kernel.pid_max and kernel.threads-max
+}
+
+// Node reads the node's task count and limit. It fails where /proc shows only
+// processes (mounted with subset=pid).
+func (s *Scanner) Node() (Node, error) {
+	tasks, err := s.tasks()
+	if err != nil {
+		return Node{}, err
+	}
+	pidMax, err := readInt(s.pidMax)
+	if err != nil {
+		return Node{}, fmt.Errorf("reading %s/sys/kernel/pid_max: %w", s.path, err)
+	}
+	threads, err := readInt(s.threads)
+	if err != nil {
+		return Node{}, fmt.Errorf("reading %s/sys/kernel/threads-max: %w", s.path, err)
+	}
+	return Node{Tasks: tasks, Limit: min(pidMax, threads)}, nil
+}
+
+// BoottimeOffset returns what kzr's time namespace adds to the boot-time clock:
+// start times in /proc have it added, those that the kernel keeps have not. It
+// is 0 in the initial time namespace and on kernels that have no others.
+func (s *Scanner) BoottimeOffset() (time.Duration, error) {
+	b, err := readAll(s.root, "self/timens_offsets", 4096)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the offsets of the time namespace: %w", err)
+	}
+	// The file speaks of the namespace that children will be born into.
+	self, err := readlinkat(s.root, "self/ns/time")
+	if err != nil {
+		return 0, fmt.Errorf("reading the time namespace: %w", err)
+	}
+	next, err := readlinkat(s.root, "self/ns/time_for_children")
+	if err != nil {
+		return 0, fmt.Errorf("reading the time namespace: %w", err)
+	}
+	if strings.TrimPrefix(self, "time") != strings.TrimPrefix(strings.TrimPrefix(next, "time_for_children"), "time") {
+		return 0, errors.New("kzr is about to change its time namespace: its offset cannot be read")
+	}
+	return parseBoottime(b)
+}
+
+func parseBoottime(b []byte) (time.Duration, error) {
+	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		if len(f) != 3 || f[0] != "boottime" {
+			continue
+		}
+		sec, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("offset of the time namespace: %w", err)
+		}
+		nsec, err := strconv.ParseInt(f[2], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("offset of the time namespace: %w", err)
+		}
+		return time.Duration(sec)*time.Second + time.Duration(nsec), nil
+	}
+	return 0, fmt.Errorf("no boottime in the offsets of the time namespace %q", b)
+}

@@ -1,0 +1,93 @@
+package procscan
+
+import (
+	"bytes"
+	"errors"
+)
+
+// Bits of the flags field of stat: include/linux/sched.h.
+const (
+	pfExiting = 0x00000004
+	pfKthread = 0x00200000
+)
+
+// stat is what kzr needs of a line of /proc/PID/stat (man 5 proc_pid_stat).
+type stat struct {
+	comm    []byte // part of the parsed line; raw, may hold anything but NUL
+	state   byte
+	pid     uint32
+	ppid    uint32 // 0 for a parent outside the pid namespace
+	flags   uint32
+	threads uint32 // 0 if the task was released while the line was made
+	start   uint64 // clock ticks since boot
+}
+
+// dead says that no thread of it will ever run again.
+func (s *stat) dead() bool {
+	return s.state == 'X' || s.state == 'x' || (s.state == 'Z' && s.threads <= 1)
+}
+
+var errStat = errors.New("malformed stat line")
+
+// parseStat reads a line of /proc/PID/stat. The name is between the first '('
+// and the last ')': it may hold parentheses, blanks and newlines itself, and
+// nothing after it can.
+func parseStat(line []byte) (stat, error) {
+	open := bytes.IndexByte(line, '(')
+	end := bytes.LastIndexByte(line, ')')
+	// At least "1 (" before, and ") Z " after the name.
+	if open < 2 || end < open || len(line) < end+4 || line[end+1] != ' ' || line[end+3] != ' ' {
+		return stat{}, errStat
+	}
+	pid, rest, ok := number(line[:open])
+	if !ok || len(rest) != 0 || pid == 0 || pid > maxPID {
+		return stat{}, errStat
+	}
+	s := stat{comm: line[open+1 : end], state: line[end+2], pid: uint32(pid)}
+	rest = line[end+4:]
+	for field := 4; field <= 22; field++ {
+		var v uint64
+		if v, rest, ok = number(rest); !ok {
+			return stat{}, errStat
+		}
+		switch field {
+		case 4:
+			if v > maxPID {
+				return stat{}, errStat
+			}
+			s.ppid = uint32(v)
+		case 9:
+			s.flags = uint32(v)
+		case 20:
+			s.threads = uint32(v)
+		case 22:
+			s.start = v
+		}
+	}
+	return s, nil
+}
+
+// maxPID is the kernel's PID_MAX_LIMIT on 64 bits.
+const maxPID = 1 << 22
+
+// number takes a decimal number and the blank or line end behind it off b. A
+// sign is skipped: the fields that can be negative are not among those used.
+func number(b []byte) (v uint64, rest []byte, ok bool) {
+	i := 0
+	if i < len(b) && b[i] == '-' {
+		i++
+	}
+	first := i
+	for i < len(b) && b[i] >= '0' && b[i] <= '9' {
+		d := uint64(b[i] - '0')
+		if v > (1<<64-1-d)/10 {
+			return 0, nil, false
+		}
+		v = v*10 + d
+		i++
+	}
+	if i == first || i == len(b) || (b[i] != ' ' && b[i] != '\n') {
+		return 0, nil, false
+	}
+	return v, b[i+1:], true
+}

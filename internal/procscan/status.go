@@ -1,0 +1,107 @@
+package procscan
+
+import (
+	"bytes"
+	"strconv"
+)
+
+// statusMax bounds how much of a status file is read. A process may be in
+// 65,536 groups, all of them in one line before those that matter.
+const statusMax = 1 << 20
+
+// status is what kzr needs of /proc/PID/status (man 5 proc_pid_status). Lines
+// that are missing leave zero values.
+type status struct {
+	tgid       int
+	tracer     int // thread id of the tracer
+	uid        uint32
+	threads    int
+	nspid      []int // from the namespace of the mount inwards
+	groups     []int
+	sigBlocked uint64
+	sigIgnored uint64
+	sigCaught  uint64
+	capEff     uint64
+}
+
+// parseStatus reads a status file. The kernel escapes newlines in Name, so a
+// process cannot forge a line.
+func parseStatus(b []byte) status {
+	var s status
+	for len(b) > 0 {
+		line, rest, _ := bytes.Cut(b, []byte{'\n'})
+		b = rest
+		key, value, _ := bytes.Cut(line, []byte{':'})
+		switch string(key) {
+		case "Tgid":
+			s.tgid = firstInt(value)
+		case "TracerPid":
+			s.tracer = firstInt(value)
+		case "Uid":
+			s.uid = uint32(firstInt(value)) // real uid first
+		case "Threads":
+			s.threads = firstInt(value)
+		case "NSpid":
+			s.nspid = ints(value)
+		case "Groups":
+			s.groups = ints(value)
+		case "SigBlk":
+			s.sigBlocked = hex(value)
+		case "SigIgn":
+			s.sigIgnored = hex(value)
+		case "SigCgt":
+			s.sigCaught = hex(value)
+		case "CapEff":
+			s.capEff = hex(value)
+		}
+	}
+	return s
+}
+
+// field returns the first number behind a key such as "\nTracerPid:\t", which
+// is cheaper than parsing the whole file.
+func field(b []byte, key string) (int, bool) {
+	i := bytes.Index(b, []byte(key))
+	if i < 0 {
+		return 0, false
+	}
+	b = b[i+len(key):]
+	end := bytes.IndexByte(b, '\n')
+	if end < 0 {
+		return 0, false // cut off: the number may not be whole
+	}
+	v, err := strconv.Atoi(string(bytes.TrimSpace(b[:end])))
+	return v, err == nil && v >= 0
+}
+
+func firstInt(b []byte) int {
+	f := bytes.Fields(b)
+	if len(f) == 0 {
+		return 0
+	}
+	v, err := strconv.ParseUint(string(f[0]), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return int(v)
+}
+
+func ints(b []byte) []int {
+	var list []int
+	for f := range bytes.FieldsSeq(b) {
+		v, err := strconv.ParseUint(string(f), 10, 32)
+		if err != nil {
+			return nil
+		}
+		list = append(list, int(v))
+	}
+	return list
+}
+
+func hex(b []byte) uint64 {
+	v, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 16, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}

@@ -1,0 +1,178 @@
+package reaper
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"kzr/internal/config"
+)
+
+// limits counts kills against what the node and each workload allow. A kill is
+// a victim that got SIGTERM or SIGKILL; one that got both counts once. Both
+// windows slide.
+//
+// A ladder that is about to kill takes a ticket. The answer comes at once if
+// there is room; otherwise the ticket waits, first come first served. A granted
+// ticket holds its place in both windows from the grant on, so ladders that run
+// side by side cannot overshoot, and it holds its workload, so a second victim
+// there waits until the first is gone: killing a container's init takes
+// everything else in it along.
+//
+// What it remembers is bounded by the kills of the longest window, plus one
+// entry per ticket.
+type limits struct {
+	mu        sync.Mutex
+	set       config.Limits
+	kills     []time.Time // on the node, of the last minute, oldest first
+	reserved  int         // tickets granted and not yet spent
+	workloads map[string]*workload
+	queue     []*ticket // not yet answered
+	wake      *time.Timer
+}
+
+type workload struct {
+	kills  []time.Time // of the last window, oldest first
+	holder *ticket     // whose victim is not gone yet
+}
+
+// ticket is one ladder's leave to kill.
+type ticket struct {
+	limits   *limits
+	workload string
+	answer   chan struct{} // closed at the answer
+	refused  time.Time     // if not zero: the workload has no kill left before this
+	spent    bool
+}
+
+func newLimits(set config.Limits) *limits {
+	return &limits{set: set, workloads: map[string]*workload{}}
+}
+
+// change puts other limits in force, for those who wait as well. Kills of the
+// past still count.
+func (l *limits) change(set config.Limits) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.set = set
+	l.admit()
+}
+
+// exhausted returns the moment before which the workload has no kill left, zero
+// if it has one.
+func (l *limits) exhausted(name string) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.prune(time.Now())
+	return l.exhaustedLocked(l.workloads[name])
+}
+
+func (l *limits) exhaustedLocked(w *workload) time.Time {
+	switch allowed := l.set.PerWorkload.Kills; {
+	case allowed <= 0:
+		return time.Now().Add(l.set.PerWorkload.Window)
+	case w == nil || len(w.kills) < allowed:
+		return time.Time{}
+	default:
+		return w.kills[len(w.kills)-allowed].Add(l.set.PerWorkload.Window)
+	}
+}
+
+// take asks for leave to kill one process of a workload. The caller must leave
+// the ticket, whatever the answer.
+func (l *limits) take(name string) *ticket {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := &ticket{limits: l, workload: name, answer: make(chan struct{})}
+	l.queue = append(l.queue, t)
+	l.admit()
+	return t
+}
+
+// spend counts the kill. The ticket must have been granted.
+func (t *ticket) spend() {
+	l := t.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.spent {
+		return
+	}
+	t.spent = true
+	now, w := time.Now(), l.workloads[t.workload]
+	l.reserved--
+	l.kills = append(l.kills, now)
+	w.kills = append(w.kills, now)
+	l.admit() // no room was made, but the moment at which there will be is now known
+}
+
+// leave gives everything but a spent kill back: the victim is gone, or is not
+// to be killed after all.
+func (t *ticket) leave() {
+	l := t.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.queue, t); i >= 0 {
+		l.queue = slices.Delete(l.queue, i, i+1)
+	}
+	if w := l.workloads[t.workload]; w != nil && w.holder == t {
+		w.holder = nil
+		if !t.spent {
+			l.reserved--
+		}
+	}
+	l.admit()
+}
+
+// admit answers every ticket that can be answered, in order, and sees to it
+// that it is called again when the node's window has room for the rest.
+func (l *limits) admit() {
+	now := time.Now()
+	l.prune(now)
+	l.queue = slices.DeleteFunc(l.queue, func(t *ticket) bool {
+		w := l.workloads[t.workload]
+		if t.refused = l.exhaustedLocked(w); t.refused.IsZero() {
+			if w != nil && w.holder != nil || len(l.kills)+l.reserved >= l.set.KillsPerMinute {
+				return false
+			}
+			if w == nil {
+				w = &workload{}
+				l.workloads[t.workload] = w
+			}
+			w.holder = t
+			l.reserved++
+		}
+		close(t.answer)
+		return true
+	})
+	if l.wake != nil {
+		l.wake.Stop()
+		l.wake = nil
+	}
+	if len(l.queue) > 0 && len(l.kills) > 0 {
+		l.wake = time.AfterFunc(l.kills[0].Add(time.Minute).Sub(now), func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.admit()
+		})
+	}
+}
+
+// prune forgets what has left its window.
+func (l *limits) prune(now time.Time) {
+	l.kills = since(l.kills, now.Add(-time.Minute))
+	for name, w := range l.workloads {
+		w.kills = since(w.kills, now.Add(-l.set.PerWorkload.Window))
+		if len(w.kills) == 0 && w.holder == nil {
+			delete(l.workloads, name)
+		}
+	}
+}
+
+// since drops the moments up to and including start.
+func since(moments []time.Time, start time.Time) []time.Time {
+	n := 0
+	for n < len(moments) && !moments[n].After(start) {
+		n++
+	}
+	return slices.Delete(moments, 0, n)
+}

@@ -1,0 +1,232 @@
+package reaper
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kzr/internal/config"
+)
+
+func granted(t *ticket) bool {
+	synctest.Wait()
+	select {
+	case <-t.answer:
+		return t.refused.IsZero()
+	default:
+		return false
+	}
+}
+
+func refused(t *ticket) bool {
+	synctest.Wait()
+	select {
+	case <-t.answer:
+		return !t.refused.IsZero()
+	default:
+		return false
+	}
+}
+
+func set(perMinute, kills int, window time.Duration) config.Limits {
+	return config.Limits{KillsPerMinute: perMinute, PerWorkload: config.PerWorkload{Kills: kills, Window: window}}
+}
+
+// kill takes what a ladder takes for one victim that dies at once.
+func kill(t *testing.T, l *limits, name string) {
+	t.Helper()
+	ticket := l.take(name)
+	if !granted(ticket) {
+		t.Fatalf("no leave to kill in %s", name)
+	}
+	ticket.spend()
+	ticket.leave()
+}
+
+// Fifty targets at once: never more than six in any minute, all in the order in
+// which they came.
+func TestKillsPerMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(6, 3, time.Hour))
+		start := time.Now()
+		var tickets []*ticket
+		for i := range 50 {
+			tickets = append(tickets, l.take(string(rune('A'+i))))
+		}
+		var order []int
+		var moments []time.Duration
+		for len(order) < len(tickets) {
+			n := 0
+			for i, ticket := range tickets {
+				if slices.Contains(order, i) || !granted(ticket) {
+					continue
+				}
+				n++
+				order = append(order, i)
+				moments = append(moments, time.Since(start))
+				ticket.spend()
+				ticket.leave()
+			}
+			if n == 0 {
+				time.Sleep(100 * time.Millisecond)
+			}
+			if time.Since(start) > time.Hour {
+				t.Fatalf("after an hour only %d had their turn", len(order))
+			}
+		}
+		if !slices.IsSorted(order) {
+			t.Errorf("not in turn: %v", order)
+		}
+		for i := 6; i < len(moments); i++ {
+			if within := moments[i] - moments[i-6]; within < time.Minute {
+				t.Errorf("7 kills within %s", within)
+			}
+		}
+		if last := moments[len(moments)-1]; last > 8*time.Minute+time.Second {
+			t.Errorf("the last one had its turn after %s", last)
+		}
+	})
+}
+
+// A ladder that has leave to kill counts before it kills, and no more if it does
+// not kill after all.
+func TestReservation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(2, 3, time.Hour))
+		a, b, c, d := l.take("a"), l.take("b"), l.take("c"), l.take("d")
+		if !granted(a) || !granted(b) || granted(c) || granted(d) {
+			t.Fatal("want leave for a and b only")
+		}
+		a.leave()
+		if !granted(c) || granted(d) {
+			t.Fatal("want leave for c when a gives way, and not for d")
+		}
+		b.spend()
+		b.leave()
+		c.spend()
+		c.leave()
+		c.leave() // once more is harmless
+		if granted(d) {
+			t.Fatal("leave for d though two died in this minute")
+		}
+		time.Sleep(time.Minute - time.Millisecond)
+		if granted(d) {
+			t.Fatal("leave for d before the minute was over")
+		}
+		time.Sleep(time.Millisecond)
+		if !granted(d) {
+			t.Fatal("no leave for d after a minute")
+		}
+		d.leave()
+	})
+}
+
+func TestPerWorkload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(1000, 3, time.Hour))
+		start := time.Now()
+		for range 3 {
+			kill(t, l, "pod")
+			time.Sleep(10 * time.Minute)
+		}
+		until := l.exhausted("pod")
+		if want := start.Add(time.Hour); !until.Equal(want) {
+			t.Errorf("nothing left until %v, want %v", until, want)
+		}
+		late := l.take("pod")
+		if !refused(late) || !late.refused.Equal(until) {
+			t.Error("a fourth kill was not refused until then")
+		}
+		late.leave()
+		kill(t, l, "other") // has its own
+		time.Sleep(time.Until(until) - time.Millisecond)
+		if l.exhausted("pod").IsZero() {
+			t.Error("a kill is left too early")
+		}
+		time.Sleep(time.Millisecond)
+		if !l.exhausted("pod").IsZero() {
+			t.Error("no kill is left when the first has left the window")
+		}
+		kill(t, l, "pod")
+		if want := start.Add(70 * time.Minute); !l.exhausted("pod").Equal(want) {
+			t.Errorf("the window does not slide: nothing left until %v, want %v", l.exhausted("pod"), want)
+		}
+	})
+}
+
+// The second victim of a workload waits until the first is gone; others do not.
+func TestOneAtATimePerWorkload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(1000, 2, time.Hour))
+		first, second, third, other := l.take("pod"), l.take("pod"), l.take("pod"), l.take("other")
+		if !granted(first) || granted(second) || !granted(other) {
+			t.Fatal("want leave for the first of each workload")
+		}
+		first.spend()
+		time.Sleep(time.Hour / 2)
+		if granted(second) {
+			t.Fatal("leave for a second victim while the first is not gone")
+		}
+		first.leave()
+		if !granted(second) {
+			t.Fatal("no leave for the second when the first is gone")
+		}
+		second.spend()
+		if !refused(third) {
+			t.Fatal("the third waits for kills that its workload does not have")
+		}
+		second.leave()
+		third.leave()
+		other.leave()
+	})
+}
+
+func TestChangedLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(1, 1, time.Hour))
+		kill(t, l, "a")
+		b := l.take("b")
+		if granted(b) {
+			t.Fatal("two kills in a minute")
+		}
+		l.change(set(2, 2, time.Hour))
+		if !granted(b) {
+			t.Fatal("more room does not reach who waits")
+		}
+		b.leave()
+		kill(t, l, "a")
+		l.change(set(2, 1, time.Hour))
+		if l.exhausted("a").IsZero() {
+			t.Error("kills before the change do not count")
+		}
+		l.change(set(2, 0, time.Hour))
+		if l.exhausted("never seen").IsZero() {
+			t.Error("kills: 0 leaves one")
+		}
+	})
+}
+
+// Workloads come and go for ever; what is remembered of them does not grow.
+func TestLimitsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(6, 3, time.Hour))
+		for i := range 2000 {
+			name := "pod-" + time.Duration(i).String()
+			l.exhausted(name)
+			kill(t, l, name)
+			time.Sleep(10 * time.Second)
+		}
+		if n := len(l.workloads); n > 361 {
+			t.Errorf("%d workloads remembered, though an hour has at most 360 kills", n)
+		}
+		if n := len(l.kills); n > 6 {
+			t.Errorf("%d kills remembered for a window of 6", n)
+		}
+		time.Sleep(2 * time.Hour)
+		l.exhausted("any")
+		if len(l.workloads) != 0 || len(l.kills) != 0 {
+			t.Errorf("after two quiet hours: %d workloads, %d kills", len(l.workloads), len(l.kills))
+		}
+	})
+}

@@ -1,0 +1,119 @@
+package reaper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errGone says that a pid belongs to no thread group any more.
+var errGone = errors.New("no such process")
+
+// pidfd is a handle to one thread group. It means the same one for as long as
+// it is open, whoever gets the number next.
+type pidfd struct {
+	file    *os.File
+	conn    syscall.RawConn
+	dead    chan struct{} // closed once the whole thread group is dead
+	watched chan struct{} // closed when watch has returned
+}
+
+// openPidfd returns a handle to the thread group that has the number pid now,
+// or errGone. Close ends what it starts.
+func openPidfd(pid int) (*pidfd, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err == unix.EINVAL { // the flag came with 5.10, pidfd_open with 5.3
+		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+	}
+	switch err {
+	case nil:
+	case unix.ESRCH, unix.EINVAL, unix.ENOENT:
+		// The last two say that the number now belongs to a thread that leads no
+		// group (EINVAL, since 6.16 ENOENT), so the group that had it is gone.
+		return nil, errGone
+	default:
+		return nil, fmt.Errorf("opening pidfd: %w", err)
+	}
+
+	// A non-blocking descriptor goes to the runtime's poller, so waiting for a
+	// death costs a goroutine and never a thread: kzr must live on when the
+	// process table has no room for one.
+	p := &pidfd{
+		file:    os.NewFile(uintptr(fd), "pidfd"),
+		dead:    make(chan struct{}),
+		watched: make(chan struct{}),
+	}
+	if p.conn, err = p.file.SyscallConn(); err == nil {
+		// The poller takes deadlines only for what it watches; without it a death
+		// would go unseen, so there is no going on.
+		err = p.file.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = p.file.Close()
+		return nil, fmt.Errorf("watching pidfd: %w", err)
+	}
+	go p.watch()
+	return p, nil
+}
+
+// watch closes p.dead at the death, or returns when the pidfd is closed.
+func (p *pidfd) watch() {
+	defer close(p.watched)
+	err := p.conn.Read(func(fd uintptr) bool {
+		dead, err := readable(int(fd))
+		return dead && err == nil
+	})
+	if err == nil {
+		close(p.dead)
+	}
+}
+
+// exited asks the kernel, without waiting, whether the thread group is dead.
+func (p *pidfd) exited() (dead bool, err error) {
+	if cerr := p.conn.Control(func(fd uintptr) { dead, err = readable(int(fd)) }); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return false, fmt.Errorf("polling pidfd: %w", err)
+	}
+	return dead, nil
+}
+
+// signal sends sig. Success is not delivery, let alone death: the kernel also
+// accepts a signal for a zombie, or one that it drops at once.
+func (p *pidfd) signal(sig unix.Signal) (err error) {
+	if cerr := p.conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); cerr != nil {
+		err = cerr
+	}
+	if err == unix.ESRCH {
+		return errGone
+	}
+	if err != nil {
+		return fmt.Errorf("sending %s through pidfd: %w", unix.SignalName(sig), err)
+	}
+	return nil
+}
+
+// close releases the handle and the goroutine that watched it.
+func (p *pidfd) close() {
+	_ = p.file.Close() // nothing was written to it
+	<-p.watched
+}
+
+// readable says whether a pidfd polls as readable, which means that every
+// thread of the group is dead (and POLLHUP, that it has been reaped as well).
+func readable(fd int) (bool, error) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n > 0 && fds[0].Revents&(unix.POLLIN|unix.POLLHUP) != 0, err
+		}
+	}
+}

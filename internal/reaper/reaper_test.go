@@ -1,0 +1,851 @@
+package reaper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/config"
+	"kzr/internal/policy"
+	"kzr/internal/report"
+	"kzr/internal/task"
+	"kzr/internal/zoo"
+)
+
+// soon bounds what takes milliseconds on an idle machine.
+const soon = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	if target := os.Getenv("KZR_TEST_UNPRIVILEGED"); target != "" {
+		actUnprivileged(target)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// rig is a reaper with everything it says written down.
+type rig struct {
+	*Reaper
+	t      *testing.T
+	judge  *procJudge
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	events   []report.Event
+	outcomes map[task.ID]Outcome
+}
+
+var plenty = Settings{Limits: config.Limits{KillsPerMinute: 1000, PerWorkload: config.PerWorkload{Kills: 1000, Window: time.Hour}}}
+
+func newRig(t *testing.T, judge *procJudge, set Settings) *rig {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &rig{t: t, judge: judge, cancel: cancel, outcomes: map[task.ID]Outcome{}}
+	r.Reaper = New(ctx, judge, set, func(e report.Event) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.events = append(r.events, e)
+	})
+	r.timing = timing{look: 20 * time.Millisecond, kill: soon, dying: soon, reap: soon}
+	var receiver sync.WaitGroup
+	receiver.Go(func() {
+		for {
+			select {
+			case out := <-r.Outcomes():
+				r.mu.Lock()
+				r.outcomes[out.ID] = out
+				r.mu.Unlock()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		r.Wait()
+		receiver.Wait()
+		if t.Failed() {
+			for _, line := range r.story(0) {
+				t.Log(line)
+			}
+		}
+	})
+	return r
+}
+
+// story is what was said of a process, or of all, one line per event: the name,
+// and the signal or reason.
+func (r *rig) story(pid int) (lines []string) {
+	for _, e := range r.said(pid) {
+		line := e.Name
+		if what := e.Signal + e.Reason; what != "" {
+			line += " " + what
+		}
+		if pid == 0 {
+			line = fmt.Sprintf("%s %d %s (%s)", e.Time.Format("05.000"), e.Process.PID, line, e.Message)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+func (r *rig) said(pid int) (events []report.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if pid == 0 || e.Process.PID == pid {
+			events = append(events, e)
+		}
+	}
+	return events
+}
+
+// event waits for a line of the story and returns its event.
+func (r *rig) event(pid int, line string) (e report.Event) {
+	r.t.Helper()
+	zoo.Within(r.t, soon, "event "+line, func() bool {
+		i := slices.Index(r.story(pid), line)
+		if i >= 0 {
+			e = r.said(pid)[i]
+		}
+		return i >= 0
+	})
+	return e
+}
+
+func (r *rig) outcome(id task.ID) (out Outcome) {
+	r.t.Helper()
+	zoo.Within(r.t, soon, "the end of the ladder of "+id.String(), func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		var ok bool
+		out, ok = r.outcomes[id]
+		return ok
+	})
+	return out
+}
+
+func (r *rig) wantStory(pid int, want ...string) {
+	r.t.Helper()
+	if got := r.story(pid); !slices.Equal(got, want) {
+		r.t.Errorf("what happened to pid %d:\n got %s\nwant %s", pid, strings.Join(got, ", "), strings.Join(want, ", "))
+	}
+}
+
+func (r *rig) act(p *zoo.Proc) task.ID {
+	r.t.Helper()
+	id := idOf(r.t, p)
+	if !r.Act(id, "") {
+		r.t.Fatalf("no ladder was started for %s", id)
+	}
+	return id
+}
+
+func idOf(t *testing.T, p *zoo.Proc) task.ID {
+	t.Helper()
+	s, ok := readStat(p.PID)
+	if !ok {
+		t.Fatalf("%s is gone", p.Name)
+	}
+	return s.id
+}
+
+// hold makes the judge say that everybody is stopped, until the returned
+// function is called, so that a test can look at a ladder in the middle.
+func (j *procJudge) hold() (release func()) {
+	j.set(func() { j.reason = policy.Stopped })
+	return func() { j.set(func() { j.reason = "" }) }
+}
+
+// Scenario 4: SIGCHLD, SIGTERM, SIGKILL, in this order and with these waits, as
+// the victim sees them.
+func TestLadder(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	judge := newJudge()
+	judge.nudge, judge.term = 200*time.Millisecond, 300*time.Millisecond
+	r := newRig(t, judge, plenty)
+	id := r.act(z.Proc)
+
+	chld := r.event(z.PID, "signal SIGCHLD")
+	zoo.Within(t, soon, "it sees SIGCHLD", func() bool { return z.Count().CHLD == 1 })
+	term := r.event(z.PID, "signal SIGTERM")
+	release := judge.hold()
+	zoo.Within(t, soon, "it sees SIGTERM", func() bool { return z.Count().TERM == 1 })
+	if c := z.Count(); c.CHLD != 1 {
+		t.Errorf("it saw %d SIGCHLD", c.CHLD)
+	}
+	r.event(z.PID, "spared stopped")
+	if status, ok := r.Status(id); !ok || status != (Status{Step: "SIGKILL", Reason: policy.Stopped}) {
+		t.Errorf("status %+v, %v", status, ok)
+	}
+	release()
+	kill := r.event(z.PID, "signal SIGKILL")
+	if out := r.outcome(id); out.Result != Terminated || len(out.Moved) != 0 {
+		t.Errorf("outcome %+v", out)
+	}
+	if s := z.Status(); s.Signal() != unix.SIGKILL {
+		t.Errorf("it ended with status %#x", s)
+	}
+	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "spared stopped", "signal SIGKILL", "terminated")
+	if d := term.Time.Sub(chld.Time); d < judge.nudge {
+		t.Errorf("SIGTERM %s after SIGCHLD, want at least %s", d, judge.nudge)
+	}
+	if d := kill.Time.Sub(term.Time); d < judge.term {
+		t.Errorf("SIGKILL %s after SIGTERM, want at least %s", d, judge.term)
+	}
+	if chld.Process.ID != id || chld.Zombies != 5 || chld.Rule != "test" || chld.DryRun {
+		t.Errorf("event %+v", chld)
+	}
+	zoo.Within(t, soon, "the ladder is forgotten", func() bool { _, ok := r.Status(id); return !ok })
+}
+
+func TestOutcomes(t *testing.T) {
+	const (
+		chld, term, kill = "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL"
+	)
+	for _, tc := range []struct {
+		name, script string
+		judge        func(*procJudge)
+		want         Result
+		story        []string
+		alive        bool
+	}{
+		{
+			name: "scenario 5, reaps on SIGCHLD", script: "leak=60 chld=reap serve",
+			want: Reaped, story: []string{chld, "reaped"}, alive: true,
+		}, {
+			// 6 zombies, and with fewer than 3 it is off the hook.
+			name: "reaps one per SIGCHLD", script: "leak=6 chld=reap,n=1 serve",
+			want: Reaped, story: []string{chld, chld, chld, chld, "reaped"}, alive: true,
+		}, {
+			// Children that do not send SIGCHLD pile up faster than it reaps.
+			name: "reaps one per SIGCHLD and leaks more", script: "leak=100 chld=reap,n=1 storm=0,rate=200,sig=0 serve",
+			want: Terminated, story: append(slices.Repeat([]string{chld}, nudgeRounds), term, "terminated"),
+		}, {
+			name: "scenario 6, dies of SIGTERM", script: "leak=5 serve",
+			want: Terminated, story: []string{chld, term, "terminated"},
+		}, {
+			name: "scenario 6, exits on SIGTERM", script: "leak=5 term=exit,ms=20 serve",
+			judge: func(j *procJudge) { j.term = soon },
+			want:  Terminated, story: []string{chld, term, "terminated"},
+		}, {
+			name: "scenario 6, ignores SIGTERM", script: "leak=5 term=ignore serve",
+			want: Terminated, story: []string{chld, term, kill, "terminated"},
+		}, {
+			name: "no nudge", script: "leak=5 chld=reap serve",
+			judge: func(j *procJudge) { j.nudge = 0 },
+			want:  Terminated, story: []string{term, "terminated"},
+		}, {
+			name: "no nudge, no SIGTERM", script: "leak=5 term=exit serve",
+			judge: func(j *procJudge) { j.nudge, j.term = 0, 0 },
+			want:  Terminated, story: []string{kill, "terminated"},
+		}, {
+			name: "recovered before anything was done", script: "leak=2 serve",
+			want: Spared, story: []string{"spared recovered"}, alive: true,
+		}, {
+			name: "protected", script: "leak=5 serve",
+			judge: func(j *procJudge) { j.reason = policy.Protected },
+			want:  Spared, story: []string{"spared protected"}, alive: true,
+		}, {
+			name: "init of a pid namespace without a handler", script: "in=pidns,proc leak=5 serve",
+			want: Terminated, story: []string{chld, kill, "terminated"},
+		}, {
+			name: "init of a pid namespace with a handler", script: "in=pidns,proc leak=5 term=exit serve",
+			want: Terminated, story: []string{chld, term, "terminated"},
+		}, {
+			// It could fetch the signal by itself, as tini does; this one does not.
+			name: "init of a pid namespace that blocks SIGTERM", script: "in=pidns,proc leak=5 term=block serve",
+			want: Terminated, story: []string{chld, term, kill, "terminated"},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			z := zoo.Start(t, "%s", tc.script)
+			judge := newJudge()
+			if tc.judge != nil {
+				tc.judge(judge)
+			}
+			r := newRig(t, judge, plenty)
+			out := r.outcome(r.act(z.Proc))
+			if out.Result != tc.want {
+				t.Errorf("outcome %+v, want %s", out, tc.want)
+			}
+			r.wantStory(z.PID, tc.story...)
+			if z.Alive() != tc.alive {
+				t.Errorf("alive: %v, want %v", !tc.alive, tc.alive)
+			}
+			if skipped := !slices.Contains(tc.story, term); slices.Contains(tc.story, kill) {
+				if e := r.event(z.PID, kill); strings.Contains(e.Message, "SIGTERM was skipped") != skipped {
+					t.Errorf("SIGTERM skipped: %v, but SIGKILL says %q", skipped, e.Message)
+				}
+			}
+		})
+	}
+}
+
+// A parent that reaps what is fresh and leaks the rest must not seem to reap
+// because of the nudge.
+func TestFreshZombiesAreNoProgress(t *testing.T) {
+	z := zoo.Start(t, "leak=5 fresh=20,age=100 serve")
+	judge := newJudge()
+	judge.grace = time.Second
+	id := idOf(t, z.Proc)
+	zoo.Within(t, soon, "its zombies are old", func() bool {
+		look, err := judge.Look(t.Context(), id)
+		return err == nil && look.Met
+	})
+	r := newRig(t, judge, plenty)
+	r.act(z.Proc)
+	if out := r.outcome(id); out.Result != Terminated {
+		t.Errorf("outcome %+v", out)
+	}
+	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "terminated")
+}
+
+// Scenario 12.
+func TestVanishes(t *testing.T) {
+	t.Run("before", func(t *testing.T) {
+		z := zoo.Start(t, "fork { name=kid leak=5 serve } serve")
+		id := idOf(t, z.Named("kid"))
+		z.Named("kid").Do("exit")
+		z.Do("reap=1")
+		r := newRig(t, newJudge(), plenty)
+		r.Act(id, "")
+		if out := r.outcome(id); out.Result != Spared || out.Reason != policy.Recovered {
+			t.Errorf("outcome %+v", out)
+		}
+	})
+	t.Run("before, and is not reaped", func(t *testing.T) {
+		z := zoo.Start(t, "fork { name=kid leak=5 serve } serve")
+		id := idOf(t, z.Named("kid"))
+		z.Named("kid").Do("exit")
+		z.Named("kid").WaitDead(soon)
+		r := newRig(t, newJudge(), plenty)
+		r.Act(id, "")
+		if out := r.outcome(id); out.Result != Spared || out.Reason != policy.Recovered {
+			t.Errorf("outcome %+v", out)
+		}
+		r.wantStory(id.PID, "spared recovered")
+	})
+	t.Run("during a wait", func(t *testing.T) {
+		z := zoo.Start(t, "leak=5 serve")
+		judge := newJudge()
+		judge.nudge = time.Hour
+		r := newRig(t, judge, plenty)
+		id := r.act(z.Proc)
+		r.event(z.PID, "signal SIGCHLD")
+		z.Do("exit")
+		if out := r.outcome(id); out.Result != Spared || out.Reason != policy.Recovered {
+			t.Errorf("outcome %+v", out)
+		}
+		r.wantStory(z.PID, "signal SIGCHLD", "spared recovered")
+	})
+	t.Run("between the look and the signal", func(t *testing.T) {
+		z := zoo.Start(t, "leak=5 serve")
+		judge := newJudge()
+		judge.after = func(task.ID) {
+			z.Signal(unix.SIGKILL)
+			z.WaitDead(soon)
+		}
+		r := newRig(t, judge, plenty)
+		if out := r.outcome(r.act(z.Proc)); out.Result != Spared || out.Reason != policy.Recovered {
+			t.Errorf("outcome %+v", out)
+		}
+		r.wantStory(z.PID, "spared recovered")
+	})
+}
+
+// Another process has the pid, or it is that of a thread.
+func TestIdentity(t *testing.T) {
+	z := zoo.Start(t, "threads=1 leak=5 chld=count term=count serve")
+	r := newRig(t, newJudge(), plenty)
+	id := idOf(t, z.Proc)
+	id.Start--
+	r.Act(id, "")
+	if out := r.outcome(id); out.Result != Spared || out.Reason != policy.IdentityChanged {
+		t.Errorf("outcome %+v", out)
+	}
+	tids, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", z.PID))
+	if err != nil || len(tids) != 2 {
+		t.Fatalf("threads %q, %v", tids, err)
+	}
+	for _, dir := range tids {
+		var tid int
+		if _, err := fmt.Sscan(filepath.Base(dir), &tid); err != nil {
+			t.Fatal(err)
+		}
+		if tid == z.PID {
+			continue
+		}
+		r.Act(task.ID{PID: tid, Start: 1}, "")
+		if out := r.outcome(task.ID{PID: tid, Start: 1}); out.Result != Spared {
+			t.Errorf("outcome %+v", out)
+		}
+	}
+	if c := z.Count(); c.CHLD+c.TERM != 0 {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+// Scenario 9: put off, said once, and acted on when that ends, with the wait
+// after the last signal begun anew.
+func TestPutOff(t *testing.T) {
+	for _, tc := range []struct {
+		reason        policy.Reason
+		begin, finish func(z *zoo.Zoo)
+	}{
+		{
+			policy.Stopped,
+			func(z *zoo.Zoo) { z.Named("kid").Signal(unix.SIGSTOP) },
+			func(z *zoo.Zoo) { z.Named("kid").Signal(unix.SIGCONT) },
+		}, {
+			policy.Traced,
+			func(z *zoo.Zoo) { z.Named("tracer").Do("trace=%d", z.Named("kid").PID) },
+			func(z *zoo.Zoo) { z.Named("tracer").Do("untrace=%d", z.Named("kid").PID) },
+		},
+	} {
+		t.Run(string(tc.reason), func(t *testing.T) {
+			z := zoo.Start(t, "fork { name=kid leak=5 term=count serve } fork { name=tracer serve } serve")
+			kid := z.Named("kid")
+			judge := newJudge()
+			judge.nudge = 100 * time.Millisecond
+			r := newRig(t, judge, plenty)
+
+			tc.begin(z)
+			zoo.Within(t, soon, string(tc.reason), func() bool {
+				p, _ := inspect(kid.PID)
+				return policy.Deferred(&p) == tc.reason
+			})
+			id := r.act(kid)
+			r.event(kid.PID, "spared "+string(tc.reason))
+			looks := judge.lookedAt(id)
+			zoo.Within(t, soon, "looked at again", func() bool { return judge.lookedAt(id) > looks+3 })
+			r.wantStory(kid.PID, "spared "+string(tc.reason))
+			judge.set(func() { judge.nudge = soon }) // gives time to put it off again
+			tc.finish(z)
+			r.event(kid.PID, "signal SIGCHLD")
+			r.cancel()
+			r.Wait()
+
+			// The same in the middle of the ladder.
+			judge.set(func() { judge.nudge, judge.term = 500*time.Millisecond, time.Millisecond })
+			r = newRig(t, judge, plenty)
+			r.act(kid)
+			r.event(kid.PID, "signal SIGCHLD")
+			tc.begin(z)
+			r.event(kid.PID, "spared "+string(tc.reason))
+			freed := time.Now()
+			tc.finish(z)
+			term := r.event(kid.PID, "signal SIGTERM")
+			if d := term.Time.Sub(freed); d < judge.nudge {
+				t.Errorf("SIGTERM %s after it could run again, want at least %s", d, judge.nudge)
+			}
+			if out := r.outcome(id); out.Result != Terminated {
+				t.Errorf("outcome %+v", out)
+			}
+			r.wantStory(kid.PID, "signal SIGCHLD", "spared "+string(tc.reason), "signal SIGTERM", "signal SIGKILL", "terminated")
+		})
+	}
+}
+
+// Scenario 10: one SIGKILL, then the reason why it is not dead yet, once, and no
+// storm of looks either.
+func TestDyingButBlocked(t *testing.T) {
+	const script = `fork=pidns { name=init fork { name=kid serve } leak=5 serve }
+		fork { name=tracer serve } serve`
+	start := func(t *testing.T, timing timing) (z *zoo.Zoo, r *rig, id task.ID) {
+		z = zoo.Start(t, "%s", script)
+		z.Named("tracer").Do("trace=%d", z.Named("kid").PID)
+		r = newRig(t, newJudge(), plenty)
+		r.timing = timing
+		id = r.act(z.Named("init"))
+		r.event(id.PID, "spared dying")
+		if !z.Named("init").Alive() {
+			t.Fatal("it is not blocked")
+		}
+		return z, r, id
+	}
+	t.Run("and ends", func(t *testing.T) {
+		z, r, id := start(t, timing{look: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: soon, reap: soon})
+		time.Sleep(300 * time.Millisecond) // several looks
+		z.Named("tracer").Do("untrace=%d", z.Named("kid").PID)
+		if out := r.outcome(id); out.Result != Terminated {
+			t.Errorf("outcome %+v", out)
+		}
+		r.wantStory(id.PID, "signal SIGCHLD", "signal SIGKILL", "spared dying", "terminated")
+	})
+	t.Run("and does not end", func(t *testing.T) {
+		z, r, id := start(t, timing{look: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: 200 * time.Millisecond, reap: soon})
+		if out := r.outcome(id); out.Result != GaveUp || out.Err == nil {
+			t.Errorf("outcome %+v", out)
+		}
+		r.wantStory(id.PID, "signal SIGCHLD", "signal SIGKILL", "spared dying", "gave_up")
+		// Asked again, it waits for the end and sends nothing.
+		zoo.Within(t, soon, "a second ladder", func() bool { return r.Act(id, "") })
+		looks := r.judge.lookedAt(id)
+		zoo.Within(t, soon, "looked at again", func() bool { return r.judge.lookedAt(id) > looks+5 })
+		z.Named("tracer").Do("untrace=%d", z.Named("kid").PID)
+		r.event(id.PID, "spared recovered")
+		r.wantStory(id.PID, "signal SIGCHLD", "signal SIGKILL", "spared dying", "gave_up", "spared dying", "spared recovered")
+	})
+	t.Run("and holds up nobody", func(t *testing.T) {
+		_, r, _ := start(t, timing{look: 10 * time.Millisecond, kill: soon, dying: soon, reap: soon})
+		other := zoo.Start(t, "leak=5 serve")
+		if out := r.outcome(r.act(other.Proc)); out.Result != Terminated {
+			t.Errorf("outcome %+v", out)
+		}
+	})
+}
+
+// Scenario 13: where the zombies went is known.
+func TestZombiesMove(t *testing.T) {
+	z := zoo.Start(t, "in=pidns,proc fork { name=middle leak=30 serve } serve")
+	r := newRig(t, newJudge(), plenty)
+	r.timing.reap = 100 * time.Millisecond
+	middle := z.Named("middle")
+	out := r.outcome(r.act(middle))
+	if init := idOf(t, z.Proc); out.Result != Terminated || len(out.Moved) != 1 || out.Moved[init] != 30 {
+		t.Errorf("outcome %+v, want 30 zombies moved to %s", out, init)
+	}
+	want := fmt.Sprintf("moved to pid %d, which has not reaped them: 30", z.PID)
+	if e := r.event(middle.PID, "terminated"); !strings.Contains(e.Message, want) {
+		t.Errorf("message %q, want %q in it", e.Message, want)
+	}
+}
+
+func TestDryRun(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	set := plenty
+	set.DryRun = true
+	set.Limits.PerWorkload.Kills = 1
+	r := newRig(t, newJudge(), set)
+	begun := time.Now()
+	id := idOf(t, z.Proc)
+	r.Act(id, "pod")
+	if out := r.outcome(id); out.Result != Rehearsed {
+		t.Errorf("outcome %+v", out)
+	}
+	if d := time.Since(begun); d < r.judge.nudge+r.judge.term {
+		t.Errorf("it took %s, less than the waits", d)
+	}
+	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "gave_up")
+	for _, e := range r.said(z.PID) {
+		if !e.DryRun || !strings.Contains(e.Message, "dry run") {
+			t.Errorf("event %s does not say that it is a dry run: %+v", e.Name, e)
+		}
+	}
+	// Limits hold as they would.
+	zoo.Within(t, soon, "a second ladder", func() bool { return r.Act(id, "pod") })
+	r.event(z.PID, "spared backoff")
+	if c := z.Count(); c.CHLD+c.TERM != 0 || !z.Alive() {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+// A dry run that is asked for in the middle of a ladder begins at once.
+func TestDryRunSetLate(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	judge := newJudge()
+	judge.nudge = time.Second
+	r := newRig(t, judge, plenty)
+	id := r.act(z.Proc)
+	r.event(z.PID, "signal SIGCHLD")
+	set := plenty
+	set.DryRun = true
+	r.Set(set)
+	if out := r.outcome(id); out.Result != Rehearsed {
+		t.Errorf("outcome %+v", out)
+	}
+	r.Set(plenty)
+	if c := z.Count(); c.CHLD != 1 || c.TERM != 0 || !z.Alive() {
+		t.Errorf("signals: %+v", c)
+	}
+}
+
+// Whatever a ladder does when kzr stops, it stops at once and sends nothing more.
+func TestCancel(t *testing.T) {
+	for _, tc := range []struct {
+		name, at string // cancelled at this event
+		want     []string
+		judge    func(*procJudge)
+		set      Settings
+		stop     bool
+	}{
+		{name: "after SIGCHLD", at: "signal SIGCHLD", want: []string{"signal SIGCHLD", "gave_up"}, set: plenty,
+			judge: func(j *procJudge) { j.nudge = time.Hour }},
+		{name: "after SIGTERM", at: "signal SIGTERM", want: []string{"signal SIGCHLD", "signal SIGTERM", "gave_up"}, set: plenty,
+			judge: func(j *procJudge) { j.term = time.Hour }},
+		{name: "put off", at: "spared stopped", want: []string{"spared stopped"}, set: plenty, stop: true},
+		{name: "waiting for its turn", at: "spared rate_limited", want: []string{"signal SIGCHLD", "spared rate_limited", "gave_up"},
+			set: Settings{Limits: config.Limits{KillsPerMinute: 0, PerWorkload: plenty.Limits.PerWorkload}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			z := zoo.Start(t, "leak=5 chld=count term=count serve")
+			judge := newJudge()
+			if tc.judge != nil {
+				tc.judge(judge)
+			}
+			if tc.stop {
+				z.Signal(unix.SIGSTOP)
+				zoo.Within(t, soon, "stopped", func() bool { return z.State() == 'T' })
+			}
+			r := newRig(t, judge, tc.set)
+			id := r.act(z.Proc)
+			r.event(z.PID, tc.at)
+			r.cancel()
+			waited := make(chan struct{})
+			go func() { r.Wait(); close(waited) }()
+			select {
+			case <-waited:
+			case <-time.After(soon):
+				t.Fatal("it does not stop")
+			}
+			r.wantStory(z.PID, tc.want...)
+			if r.Act(id, "") {
+				t.Error("a ladder was started after the end")
+			}
+			z.Signal(unix.SIGCONT)
+			count := func(line string) (n int) {
+				for _, l := range tc.want {
+					if l == line {
+						n++
+					}
+				}
+				return n
+			}
+			zoo.Within(t, soon, "what was sent arrives", func() bool {
+				c := z.Count()
+				return c.CHLD == count("signal SIGCHLD") && c.TERM == count("signal SIGTERM")
+			})
+		})
+	}
+	t.Run("in the middle of a look", func(t *testing.T) {
+		z := zoo.Start(t, "leak=5 chld=count term=count serve")
+		judge := newJudge()
+		r := newRig(t, judge, plenty)
+		judge.after = func(task.ID) { r.cancel() }
+		r.act(z.Proc)
+		r.Wait()
+		r.wantStory(z.PID)
+		if c := z.Count(); c.CHLD+c.TERM != 0 {
+			t.Errorf("it got signals: %+v", c)
+		}
+	})
+}
+
+// Scenario 36 in small: as many as the limit allows, the others in turn.
+func TestRateLimited(t *testing.T) {
+	set := plenty
+	set.Limits.KillsPerMinute = 2
+	judge := newJudge()
+	judge.nudge = 0
+	r := newRig(t, judge, set)
+	var zoos []*zoo.Zoo
+	for range 4 {
+		z := zoo.Start(t, "leak=5 serve")
+		zoos = append(zoos, z)
+		r.act(z.Proc)
+		// Their order is that in which they came.
+		zoo.Within(t, soon, "its turn, or none", func() bool { return len(r.said(z.PID)) > 0 })
+	}
+	for _, z := range zoos[:2] {
+		z.WaitDead(soon)
+	}
+	for _, z := range zoos[2:] {
+		r.wantStory(z.PID, "spared rate_limited")
+		if !z.Alive() {
+			t.Errorf("pid %d died in spite of the limit", z.PID)
+		}
+	}
+	if status, _ := r.Status(idOf(t, zoos[2].Proc)); status != (Status{Step: "SIGTERM", Reason: policy.RateLimited}) {
+		t.Errorf("status %+v", status)
+	}
+	set.Limits.KillsPerMinute = 3
+	r.Set(set)
+	zoos[2].WaitDead(soon)
+	if !zoos[3].Alive() {
+		t.Error("the last one died in spite of the limit")
+	}
+	// Who recovers while it waits is left alone when its turn comes, and its turn
+	// is not lost for the next.
+	last := zoo.Start(t, "leak=5 serve")
+	r.act(last.Proc)
+	r.event(last.PID, "spared rate_limited")
+	zoos[3].Do("reap=5")
+	set.Limits.KillsPerMinute = 4
+	r.Set(set)
+	last.WaitDead(soon)
+	r.event(zoos[3].PID, "spared recovered")
+	if !zoos[3].Alive() {
+		t.Error("one that recovered died")
+	}
+}
+
+// In one workload the second victim has its turn when the first is gone, and is
+// looked at again then; and no more die than allowed.
+func TestPerWorkloadOneByOne(t *testing.T) {
+	set := plenty
+	set.Limits.PerWorkload.Kills = 2
+	r := newRig(t, newJudge(), set)
+	var pids []int
+	for range 3 {
+		z := zoo.Start(t, "leak=5 term=ignore serve")
+		pids = append(pids, z.PID)
+		r.Act(idOf(t, z.Proc), "pod")
+	}
+	other := zoo.Start(t, "leak=5 term=ignore serve")
+	r.Act(idOf(t, other.Proc), "other")
+	for _, pid := range pids {
+		zoo.Within(t, soon, "an end", func() bool {
+			return slices.ContainsFunc(r.story(pid), func(l string) bool { return l == "terminated" || l == "spared backoff" })
+		})
+	}
+	other.WaitDead(soon)
+
+	dead, victim := 0, 0
+	for _, e := range r.said(0) {
+		if !slices.Contains(pids, e.Process.PID) {
+			continue
+		}
+		switch {
+		case e.Signal == "SIGTERM" && victim != 0:
+			t.Errorf("SIGTERM to pid %d while %d was not gone", e.Process.PID, victim)
+		case e.Signal == "SIGTERM":
+			victim = e.Process.PID
+		case e.Name == report.EventTerminated:
+			victim = 0
+			dead++
+		}
+	}
+	if dead != 2 {
+		t.Errorf("%d of the workload died, want 2", dead)
+	}
+
+	// Reported only, from here on: not even SIGCHLD.
+	late := zoo.Start(t, "leak=5 chld=count serve")
+	id := idOf(t, late.Proc)
+	r.Act(id, "pod")
+	out := r.outcome(id)
+	if out.Result != Spared || out.Reason != policy.Backoff || time.Until(out.Until) < 59*time.Minute {
+		t.Errorf("outcome %+v", out)
+	}
+	r.wantStory(late.PID, "spared backoff")
+	if c := late.Count(); c.CHLD != 0 {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+// blindJudge cannot look.
+type blindJudge struct{ *procJudge }
+
+var errBlind = errors.New("permission denied")
+
+func (blindJudge) Look(context.Context, task.ID) (Look, error) { return Look{}, errBlind }
+
+func TestBlind(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	r := newRig(t, newJudge(), plenty)
+	r.Reaper.judge = blindJudge{r.judge}
+	if out := r.outcome(r.act(z.Proc)); out.Result != GaveUp || !errors.Is(out.Err, errBlind) {
+		t.Errorf("outcome %+v", out)
+	}
+	r.wantStory(z.PID, "gave_up")
+	if c := z.Count(); c.CHLD+c.TERM != 0 {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+// A signal that may not be sent ends the ladder.
+func TestNotPermitted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a process that another user may not signal")
+	}
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{"KZR_TEST_UNPRIVILEGED=" + fmt.Sprint(z.PID)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if want := "gave_up: sending SIGCHLD through pidfd: operation not permitted\n"; err != nil || string(out) != want {
+		t.Errorf("output %q, %v, want %q", out, err, want)
+	}
+	if c := z.Count(); c.CHLD+c.TERM != 0 {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+func actUnprivileged(target string) {
+	var pid int
+	if _, err := fmt.Sscan(target, &pid); err != nil {
+		panic(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := New(ctx, newJudge(), plenty, func(report.Event) {})
+	s, _ := readStat(pid)
+	r.Act(s.id, "")
+	out := <-r.Outcomes()
+	cancel()
+	r.Wait()
+	fmt.Printf("%s: %v\n", out.Result, out.Err)
+}
+
+// willingJudge says of everybody that it is a target.
+type willingJudge struct{}
+
+func (willingJudge) Look(_ context.Context, id task.ID) (Look, error) {
+	return Look{Process: task.Process{ID: id, State: 'S'}, Met: true, Nudge: time.Hour}, nil
+}
+
+func (willingJudge) Holders(context.Context, []task.Zombie) (map[task.ID]int, error) { return nil, nil }
+
+// A hundred ladders that wait need no thread: with a full process table there
+// is none to be had.
+func TestWaitingNeedsNoThread(t *testing.T) {
+	const n = 100
+	z := zoo.Start(t, "%s serve", strings.Repeat("fork { serve } ", n))
+	kids := zoo.Children(z.PID)
+	if len(kids) != n {
+		t.Fatalf("%d children", len(kids))
+	}
+	r := newRig(t, newJudge(), plenty)
+	r.Reaper.judge = willingJudge{}
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	before := threads()
+	for _, pid := range kids {
+		s, _ := readStat(pid)
+		r.Act(s.id, "")
+	}
+	zoo.Within(t, soon, "all wait", func() bool { return len(r.said(0)) == n })
+	// The runtime may add one for reasons of its own.
+	if during := threads(); during > before+3 {
+		t.Errorf("%d threads with %d ladders waiting, %d before", during, n, before)
+	}
+	for _, pid := range kids { // their parent does not reap, so the numbers are still theirs
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	zoo.Within(t, soon, "every ladder hears of the end", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.outcomes) == n
+	})
+	if during := threads(); during > before+3 {
+		t.Errorf("%d threads after the ladders, %d before", during, before)
+	}
+}

@@ -1,0 +1,213 @@
+package report
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
+)
+
+// ErrNotFound is what a [View] returns for a pid that is no live process.
+var ErrNotFound = errors.New("no such process")
+
+// View is what the daemon knows, as those who look at it need it. The server
+// calls it from one goroutine at a time and shares each answer among all who
+// ask within a quarter of a second.
+type View interface {
+	// Document is the sorted view of the node.
+	Document(ctx context.Context) (Document, error)
+	// Status must be cheap: metrics read it too.
+	Status() Status
+	// Parent describes any live thread group, with or without zombies.
+	Parent(ctx context.Context, pid int) (Detail, error)
+}
+
+// Status is GET /v1/status: what the daemon is, what it does, and its counters
+// since it started. Durations are seconds.
+type Status struct {
+	Version string      `json:"version"`
+	Mode    string      `json:"mode"`   // auto, ebpf or proc, as configured
+	Source  task.Source `json:"source"` // what it came to
+	// Problems says in a sentence each what kzr cannot see or do; never null.
+	Problems []string  `json:"problems"`
+	Since    time.Time `json:"since"` // start of the daemon
+	Host     string    `json:"host"`
+	Kernel   string    `json:"kernel"`
+
+	Scope         string  `json:"scope"`
+	DryRun        bool    `json:"dryRun"`
+	Threshold     int     `json:"threshold"`
+	Grace         float64 `json:"graceSeconds"`
+	Nudge         float64 `json:"nudgeSeconds"`
+	TermTimeout   float64 `json:"termTimeoutSeconds"`
+	SweepInterval float64 `json:"sweepIntervalSeconds"`
+	Pressure      float64 `json:"pressure"`      // the setting, a fraction
+	UnderPressure bool    `json:"underPressure"` // whether the node is over it now
+
+	Tasks      int `json:"tasks"`
+	TasksLimit int `json:"tasksLimit"` // the lower of pid_max and threads-max, 0 if unknown
+	Zombies    int `json:"zombies"`
+	Parents    int `json:"parents"`  // with at least one zombie
+	Suspects   int `json:"suspects"` // at or over the threshold, grace not over
+	Targets    int `json:"targets"`  // meet the rule, or are being acted on
+
+	Exits      uint64 `json:"exits"` // processes that ended; 0 where the source cannot see them
+	Kills      uint64 `json:"kills"` // processes ended by a signal of kzr's
+	Lost       uint64 `json:"lost"`  // kernel events that were dropped
+	LogDropped uint64 `json:"logDropped"`
+	Sweeps     uint64 `json:"sweeps"`
+
+	LastSweep    time.Time `json:"lastSweep"`
+	SweepSeconds float64   `json:"sweepSeconds"` // how long it took
+}
+
+// Detail is GET /v1/parents/{pid}: all that helps to understand one parent.
+type Detail struct {
+	Parent
+	Unit    string   `json:"unit"` // systemd unit of a host process, "" if none
+	Threads int      `json:"threads"`
+	NSPID   []int    `json:"nspid"`  // its pid in each pid namespace from kzr's inwards; never null
+	Unseen  []string `json:"unseen"` // what could not be read; never null
+	Tracer  int      `json:"tracer"` // pid of its own tracer, 0 if none
+	// Of its zombies, those that it cannot reap: held by a tracer (one such is
+	// named), or dead leaders whose other threads live on.
+	TracedZombies int `json:"tracedZombies"`
+	ZombieTracer  int `json:"zombieTracer"`
+	DeadLeaders   int `json:"deadLeaders"`
+
+	Signals Signals `json:"signals"`
+	// Waits says whether it was ever seen to reap a child: null if not known.
+	Waits *bool      `json:"waits"`
+	Pids  *PidsLimit `json:"pids"` // its cgroup's limit on tasks, null if none is known
+
+	Ancestors    []Relative `json:"ancestors"` // from its parent up to pid 1; never null
+	Children     []Relative `json:"children"`  // live ones, the first by pid; never null
+	LiveChildren int        `json:"liveChildren"`
+	// Sample are at most 20 of its reapable zombies, oldest first; never null.
+	Sample []ZombieChild `json:"zombieSample"`
+
+	Rule      string  `json:"rule"` // the rule that matches, "" for the settings
+	Threshold int     `json:"threshold"`
+	Grace     float64 `json:"graceSeconds"`
+	// Plan says what kzr does about it and when, in sentences; never null.
+	Plan []string `json:"plan"`
+	// Advice is for its owner, in sentences; never null.
+	Advice []string `json:"advice"`
+}
+
+// Signals is what a process does with the signals of the ladder: each of
+// SIGCHLD and SIGTERM is default, ignored or caught.
+type Signals struct {
+	Chld        string `json:"sigchld"`
+	ChldBlocked bool   `json:"sigchldBlocked"`
+	Term        string `json:"sigterm"`
+	TermBlocked bool   `json:"sigtermBlocked"`
+}
+
+// PidsLimit is the nearest limit of a pids cgroup.
+type PidsLimit struct {
+	Cgroup  string `json:"cgroup"`
+	Current int    `json:"current"`
+	Limit   int    `json:"limit"` // 0 is none
+}
+
+// Relative is a process in the tree around a parent.
+type Relative struct {
+	PID   int    `json:"pid"`
+	Comm  string `json:"comm"`
+	State string `json:"state"`
+}
+
+// ZombieChild is one zombie.
+type ZombieChild struct {
+	PID        int      `json:"pid"`
+	StartTime  uint64   `json:"starttime"`  // clock ticks since boot
+	AgeSeconds *float64 `json:"ageSeconds"` // null if not known
+}
+
+// sampleSize is how many zombies a Detail lists.
+const sampleSize = 20
+
+// NewDetail fills in what one look at a process and its zombies tell at the
+// moment now on CLOCK_MONOTONIC; no list is null. Zombies without Since are
+// left out of the sample.
+func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
+	d := Detail{
+		Parent:    NewParent(p, c),
+		Unit:      Sanitize(p.Unit),
+		Threads:   p.Threads,
+		NSPID:     append([]int{}, p.NSPID...),
+		Unseen:    sanitizeAll(p.Unseen),
+		Tracer:    p.Tracer,
+		Signals:   signals(p),
+		Ancestors: []Relative{},
+		Children:  []Relative{},
+		Sample:    []ZombieChild{},
+		Plan:      []string{},
+		Advice:    []string{},
+	}
+	if c != nil {
+		d.TracedZombies, d.ZombieTracer, d.DeadLeaders = c.Traced, c.Tracer, c.Leaders
+		d.Sample = append(d.Sample, sample(c.Reapable, now)...)
+	}
+	return d
+}
+
+// sample picks the oldest zombies; those whose age is not known come last.
+func sample(all []task.Zombie, now time.Duration) []ZombieChild {
+	key := func(z task.Zombie) time.Duration {
+		if z.Since == 0 {
+			return math.MaxInt64
+		}
+		return z.Since
+	}
+	// At half a million a sort of all of them would show; keep the best few.
+	best := make([]task.Zombie, 0, sampleSize+1)
+	for _, z := range all {
+		if len(best) == sampleSize && key(z) >= key(best[sampleSize-1]) {
+			continue
+		}
+		i, _ := slices.BinarySearchFunc(best, z, func(a, b task.Zombie) int {
+			return cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a.PID, b.PID))
+		})
+		best = slices.Insert(best, i, z)
+		best = best[:min(len(best), sampleSize)]
+	}
+	out := make([]ZombieChild, len(best))
+	for i, z := range best {
+		out[i] = ZombieChild{PID: int(z.PID), StartTime: z.Start}
+		if z.Since != 0 {
+			age := Seconds(now - z.Since)
+			out[i].AgeSeconds = &age
+		}
+	}
+	return out
+}
+
+// NewRelative sanitizes what it is given.
+func NewRelative(pid int, comm string, state byte) Relative {
+	return Relative{PID: pid, Comm: Sanitize(comm), State: Sanitize(string(rune(state)))}
+}
+
+func signals(p *task.Process) Signals {
+	how := func(bit uint64) string {
+		switch {
+		case p.SigIgnored&bit != 0:
+			return "ignored"
+		case p.SigCaught&bit != 0:
+			return "caught"
+		}
+		return "default"
+	}
+	const chld, term = 1 << (unix.SIGCHLD - 1), 1 << (unix.SIGTERM - 1)
+	return Signals{
+		Chld: how(chld), ChldBlocked: p.SigBlocked&chld != 0,
+		Term: how(term), TermBlocked: p.SigBlocked&term != 0,
+	}
+}

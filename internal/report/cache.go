@@ -1,0 +1,98 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// errBusy means that an answer could not be made in time or in bounds.
+var errBusy = errors.New("kzr is busy")
+
+// cache makes each answer at most once in ttl, one at a time, and shares it: two
+// hundred clients cost the daemon one.
+type cache struct {
+	ttl   time.Duration
+	limit int           // bytes of answers under way to readers beyond which none is made
+	turn  chan struct{} // holds a token while an answer is made
+
+	mu      sync.Mutex
+	answers map[string]*answer // the fresh ones
+	held    int                // bytes of those that are being read, fresh or not
+}
+
+type answer struct {
+	body    []byte
+	readers int
+}
+
+func newCache(ttl time.Duration, limit int) *cache {
+	return &cache{ttl: ttl, limit: limit, turn: make(chan struct{}, 1), answers: make(map[string]*answer)}
+}
+
+// get returns a fresh answer, made by render if there is none; the caller must
+// release it. Errors are not kept.
+func (c *cache) get(ctx context.Context, key string, render func(context.Context) ([]byte, error)) (*answer, error) {
+	if a := c.hold(key); a != nil {
+		return a, nil
+	}
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return nil, errBusy
+	}
+	if a := c.hold(key); a != nil { // made while this one waited
+		return a, nil
+	}
+	c.mu.Lock()
+	full := c.held > c.limit
+	c.mu.Unlock()
+	if full { // slow readers hold many old answers
+		return nil, errBusy
+	}
+	body, err := render(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := &answer{body: body}
+	c.mu.Lock()
+	c.answers[key] = a
+	c.mu.Unlock()
+	time.AfterFunc(c.ttl, func() { // no timestamps, and nothing is kept while nobody asks
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.answers[key] == a {
+			delete(c.answers, key)
+		}
+	})
+	return c.keep(a), nil
+}
+
+func (c *cache) hold(key string) *answer {
+	c.mu.Lock()
+	a := c.answers[key]
+	c.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	return c.keep(a)
+}
+
+func (c *cache) keep(a *answer) *answer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.readers++; a.readers == 1 {
+		c.held += len(a.body)
+	}
+	return a
+}
+
+func (c *cache) release(a *answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.readers--; a.readers == 0 {
+		c.held -= len(a.body)
+	}
+}

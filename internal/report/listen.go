@@ -1,0 +1,246 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketMode lets root and the socket's group ask; nobody changes anything
+// through it, but command lines of other users can be read.
+const socketMode = 0o660
+
+// Listen makes the socket at path and its directory (0755) where missing. The
+// socket has mode 0660 before anybody can connect; its group becomes gid unless
+// that is negative. A socket left behind is replaced if nobody answers on it;
+// anything else at path is an error. Closing the listener removes the socket.
+//
+// Accept passes on only peers that are root, this process's user or members of
+// the socket's group: what the mode says, checked again for a socket that was
+// made visible elsewhere.
+func Listen(path string, gid int) (net.Listener, error) {
+	l, err := listen(path, gid)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(path string, gid int) (net.Listener, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
+		return nil, fmt.Errorf("the path has %d bytes, a socket's can have %d", len(path), limit)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		// bind makes the file with the mode of the socket less the umask.
+		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), socketMode) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	nl, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	ul := nl.(*net.UnixListener)
+	ul.SetUnlinkOnClose(false) // it removes whatever is there by then
+	l := &socket{UnixListener: ul, path: path}
+	if err := l.settle(gid); err != nil {
+		ul.Close()
+		os.Remove(path)
+		return nil, err
+	}
+	return l, nil
+}
+
+// lockDir keeps two daemons that start at once from each finding the other's
+// socket stale. The lock is gone with the descriptor and leaves no file.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for range 100 {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+func removeStale(path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case fi.Mode().Type() != fs.ModeSocket:
+		return errors.New("there is something that is not a socket")
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	switch {
+	case err == nil:
+		c.Close()
+		return errors.New("somebody answers there: is another kzr running?")
+	case !errors.Is(err, unix.ECONNREFUSED): // a full backlog or no permission: somebody may be there
+		return fmt.Errorf("there is a socket: %w", err)
+	}
+	return os.Remove(path)
+}
+
+// socket is a listener that lets in whom the socket's mode lets in.
+type socket struct {
+	*net.UnixListener
+	path string
+	stat unix.Stat_t
+	once sync.Once
+}
+
+// settle gives the socket its group and what the umask took of its mode.
+func (l *socket) settle(gid int) error {
+	if gid >= 0 {
+		if err := os.Lchown(l.path, -1, gid); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(l.path, socketMode); err != nil {
+		return err
+	}
+	return unix.Lstat(l.path, &l.stat)
+}
+
+// Close removes the socket if it is still the one that was made.
+func (l *socket) Close() error {
+	l.once.Do(func() {
+		var st unix.Stat_t
+		if unix.Lstat(l.path, &st) == nil && st.Ino == l.stat.Ino && st.Dev == l.stat.Dev {
+			os.Remove(l.path)
+		}
+	})
+	return l.UnixListener.Close()
+}
+
+// Accept waits for the next peer that may ask.
+func (l *socket) Accept() (net.Conn, error) {
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if l.allowed(c) {
+			return c, nil
+		}
+		refuse(c, "403 Forbidden", "not root and not in the socket's group")
+	}
+}
+
+func (l *socket) allowed(c *net.UnixConn) (ok bool) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Control(func(fd uintptr) {
+		peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return
+		}
+		ok = peer.Uid == 0 || int(peer.Uid) == os.Geteuid() || peer.Gid == l.stat.Gid ||
+			slices.Contains(peerGroups(int(fd)), l.stat.Gid)
+	})
+	return ok && err == nil
+}
+
+// peerGroups lists the supplementary groups of the process at the other end,
+// none if it cannot be told.
+func peerGroups(fd int) []uint32 {
+	groups := make([]uint32, 64)
+	for range 2 { // the second time with as much room as the kernel asked for
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch errno {
+		case 0:
+			return groups[:size/4]
+		case unix.ERANGE:
+			groups = make([]uint32, size/4)
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// refuse answers without reading the request: a fresh connection has room for
+// one line.
+func refuse(c net.Conn, status, why string) {
+	_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	fmt.Fprintf(c, "HTTP/1.1 %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"error\":%q}\n",
+		status, len(why)+13, why)
+	c.Close()
+}
+
+// limited closes connections beyond limit at once instead of leaving them in the
+// backlog, where idle ones would shut everybody out without a word.
+type limited struct {
+	net.Listener
+	slots chan struct{}
+}
+
+func limit(l net.Listener, n int) net.Listener { return &limited{l, make(chan struct{}, n)} }
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case l.slots <- struct{}{}:
+			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+		default:
+			refuse(c, "503 Service Unavailable", "too many connections")
+		}
+	}
+}
+
+type limitedConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *limitedConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}

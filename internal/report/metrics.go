@@ -1,0 +1,199 @@
+package report
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/expfmt"
+
+	"kzr/internal/policy"
+	"kzr/internal/task"
+)
+
+// Metrics counts what kzr does. Its labels take only values that kzr chose, so
+// their number is fixed; what belongs to one process is in the log.
+type Metrics struct {
+	registry *prometheus.Registry
+	events   *prometheus.CounterVec
+	signals  *prometheus.CounterVec
+	spared   *prometheus.CounterVec
+	sweep    prometheus.Histogram
+	delay    prometheus.Histogram
+}
+
+// NewMetrics makes the metrics. Gauges and the counters that the daemon keeps
+// anyway are read from status when somebody scrapes.
+func NewMetrics(status func() Status) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewPedanticRegistry(),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kzr_events_total", Help: "Decisions by name, as in the log.",
+		}, []string{"event"}),
+		signals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kzr_signals_total", Help: "Signals sent to parents, or held back by dryRun.",
+		}, []string{"signal", "dry_run"}),
+		spared: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kzr_spared_total", Help: "Parents that met the rule and were not acted on, by reason.",
+		}, []string{"reason"}),
+		sweep: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kzr_sweep_duration_seconds", Help: "Time for one sweep of the task list.",
+			Buckets: []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10},
+		}),
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kzr_rule_to_signal_seconds", Help: "Time from the moment a parent met the rule to the first signal.",
+			Buckets: []float64{.001, .003, .01, .03, .05, .1, .3, 1, 3, 10, 60},
+		}),
+	}
+	// Every series exists from the start, so that a rate sees the first event.
+	for _, e := range eventNames {
+		m.events.WithLabelValues(e)
+	}
+	for _, s := range signalNames {
+		m.signals.WithLabelValues(s, "false")
+		m.signals.WithLabelValues(s, "true")
+	}
+	for _, r := range reasons {
+		m.spared.WithLabelValues(string(r))
+	}
+	m.registry.MustRegister(m.events, m.signals, m.spared, m.sweep, m.delay, &statusCollector{status},
+		// kzr's own memory and descriptors. The Go collector is left out: for what
+		// it costs in series it tells little of a daemon of this size.
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "kzr"}))
+	return m
+}
+
+var (
+	eventNames = []string{
+		EventStarted, EventSuspect, EventSignal, EventReaped, EventTerminated,
+		EventSpared, EventGaveUp, EventLostEvents, EventReloaded, EventStopping,
+	}
+	signalNames = []string{"SIGCHLD", "SIGTERM", "SIGKILL"}
+	reasons     = []policy.Reason{
+		policy.Protected, policy.OutOfScope, policy.ByRule, policy.Traced, policy.Stopped, policy.Frozen,
+		policy.Dying, policy.Uninterruptible, policy.IdentityChanged, policy.Recovered, policy.RateLimited, policy.Backoff,
+	}
+)
+
+// Observe counts a decision.
+func (m *Metrics) Observe(e Event) {
+	if e.Name == EventZombie {
+		return
+	}
+	m.events.WithLabelValues(e.Name).Inc()
+	switch e.Name {
+	case EventSignal:
+		m.signals.WithLabelValues(e.Signal, fmt.Sprint(e.DryRun)).Inc()
+	case EventSpared:
+		m.spared.WithLabelValues(e.Reason).Inc()
+	}
+}
+
+// ObserveSweep counts a sweep that took d.
+func (m *Metrics) ObserveSweep(d time.Duration) { m.sweep.Observe(d.Seconds()) }
+
+// ObserveDelay counts a ladder whose first signal came d after its parent met
+// the rule.
+func (m *Metrics) ObserveDelay(d time.Duration) { m.delay.Observe(d.Seconds()) }
+
+// render gives the text format, which every scraper of the last ten years reads.
+func (m *Metrics) render() ([]byte, error) {
+	families, err := m.registry.Gather()
+	if err != nil && len(families) == 0 {
+		return nil, fmt.Errorf("gathering metrics: %w", err)
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return nil, fmt.Errorf("rendering metrics: %w", err)
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// statusCollector turns a Status into metrics.
+type statusCollector struct{ status func() Status }
+
+var (
+	descBuild    = desc("build_info", "Always 1, with kzr's version.", "version", "goversion")
+	descMode     = desc("mode_info", "1 for how kzr sees zombies now.", "mode", "source")
+	descDryRun   = desc("dry_run", "1 if signals are held back.")
+	descStart    = desc("start_time_seconds", "When the daemon started, in seconds since 1970.")
+	descTasks    = desc("tasks", "Threads and zombies on the node.")
+	descLimit    = desc("tasks_limit", "How many tasks the node can have.")
+	descZombies  = desc("zombies", "Tasks in state Z.")
+	descParents  = desc("parents", "Processes with at least one zombie child.")
+	descSuspects = desc("suspects", "Parents with enough zombies whose grace is not over.")
+	descTargets  = desc("targets", "Parents that meet the rule or are being acted on.")
+	descPressure = desc("pressure", "1 while the node's task count is over the configured fraction of its limit.")
+	descExits    = desc("exits_total", "Processes that ended.")
+	descKills    = desc("kills_total", "Parents that ended after a signal of kzr's.")
+	descLost     = desc("lost_events_total", "Kernel events that were dropped.")
+	descLogDrop  = desc("log_lines_dropped_total", "Log lines that could not be written.")
+	descSweeps   = desc("sweeps_total", "Sweeps of the task list.")
+	descLast     = desc("last_sweep_time_seconds", "When the last sweep ended, in seconds since 1970.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("kzr_"+name, help, labels, nil)
+}
+
+// Describe is part of prometheus.Collector.
+func (c *statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descBuild, descMode, descDryRun, descStart, descTasks, descLimit, descZombies, descParents, descSuspects,
+		descTargets, descPressure, descExits, descKills, descLost, descLogDrop, descSweeps, descLast,
+	} {
+		ch <- d
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.status()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	gauge(descBuild, 1, Sanitize(st.Version), runtime.Version())
+	gauge(descMode, 1, Sanitize(st.Mode), Sanitize(string(st.Source)))
+	gauge(descDryRun, one(st.DryRun))
+	gauge(descStart, unixSeconds(st.Since))
+	gauge(descTasks, float64(st.Tasks))
+	if st.TasksLimit > 0 {
+		gauge(descLimit, float64(st.TasksLimit))
+	}
+	gauge(descZombies, float64(st.Zombies))
+	gauge(descParents, float64(st.Parents))
+	gauge(descSuspects, float64(st.Suspects))
+	gauge(descTargets, float64(st.Targets))
+	gauge(descPressure, one(st.UnderPressure))
+	if st.Source == task.SourceBPF { // /proc shows no exits, which is not the same as none
+		counter(descExits, st.Exits)
+	}
+	counter(descKills, st.Kills)
+	counter(descLost, st.Lost)
+	counter(descLogDrop, st.LogDropped)
+	counter(descSweeps, st.Sweeps)
+	gauge(descLast, unixSeconds(st.LastSweep))
+}
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// unixSeconds is 0 for the zero time.
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}

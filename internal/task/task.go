@@ -1,0 +1,146 @@
+// Package task holds the types that flow between kzr's stages: what a snapshot
+// of the task list says about zombies and what one look at a parent says about
+// it. It imports nothing of kzr's.
+//
+// Two clocks appear. Start times count clock ticks since boot (USER_HZ, 100 a
+// second on every Linux architecture), exactly as field 22 of /proc/PID/stat
+// shows them. Every other moment is a [time.Duration] on CLOCK_MONOTONIC, which
+// neither a settable wall clock nor a suspend moves.
+package task
+
+import (
+	"fmt"
+	"time"
+)
+
+// TicksPerSecond is USER_HZ, the unit of start times (man 5 proc_pid_stat).
+const TicksPerSecond = 100
+
+// ID identifies a thread group for the life of the machine: a pid alone is
+// reused, a pid with its start time is not.
+type ID struct {
+	PID   int    // thread group id, in the pid namespace kzr runs in
+	Start uint64 // clock ticks since boot
+}
+
+func (id ID) String() string { return fmt.Sprintf("%d@%d", id.PID, id.Start) }
+
+// Zombie is a dead thread group that its parent could reap. It is small (24
+// bytes) because a node can hold half a million.
+type Zombie struct {
+	PID   int32
+	Start uint64 // clock ticks since boot
+	// Since is when it began to wait for this parent: the exit event, where the
+	// source saw it happen under this same parent; else 0, and the tracker
+	// replaces it by the first sighting.
+	Since time.Duration
+}
+
+// Children are the zombies of one parent at one moment.
+type Children struct {
+	Parent ID
+	// Reapable are those that the parent could reap now, in the order of their
+	// pids.
+	Reapable []Zombie
+	// Traced counts zombies held by a tracer; Tracer is the pid of one such
+	// tracer, 0 if there is none.
+	Traced int
+	Tracer int
+	// Leaders counts dead thread group leaders whose other threads live on:
+	// shown as Z, but nobody can reap them yet.
+	Leaders int
+}
+
+// Total is every child in state Z, whether or not it can be reaped.
+func (c *Children) Total() int { return len(c.Reapable) + c.Traced + c.Leaders }
+
+// Source names what a snapshot was taken with.
+type Source string
+
+// The two sources of a snapshot, as the contract spells them.
+const (
+	SourceBPF  Source = "bpf"
+	SourceProc Source = "proc"
+)
+
+// Snapshot is the zombies of the whole node, or of one parent, at one moment.
+// It never mixes two moments' counts for one parent: what vanished while it was
+// taken is simply not in it.
+type Snapshot struct {
+	Source Source
+	Began  time.Duration // CLOCK_MONOTONIC before the first task was read
+	Ended  time.Duration // CLOCK_MONOTONIC after the last one was read
+	Tasks  int           // threads and zombies alive or dead, as pid_max counts them; 0 in a snapshot of one parent
+	// Parents holds an entry for each thread group with at least one zombie
+	// child.
+	Parents map[ID]*Children
+}
+
+// Zombies is the number of tasks in state Z in the whole snapshot.
+func (s *Snapshot) Zombies() int {
+	n := 0
+	for _, c := range s.Parents {
+		n += c.Total()
+	}
+	return n
+}
+
+// Hint is what the kernel side says between snapshots. It is never acted on by
+// itself: it makes kzr look.
+type Hint struct {
+	PID  int  // a parent that has gathered zombies; 0 if none in particular
+	Lost bool // records were dropped: look at everything
+}
+
+// Process is one look at a live thread group, as good as permissions allowed.
+// Everything a process can choose (Comm, Exe, Cmdline, cgroup names) is raw and
+// hostile: escape it before it reaches a person.
+type Process struct {
+	ID
+	PPID int
+	Comm string
+	// Exe is the executable's path as the kernel shows it, without the
+	// " (deleted)" that ExeDeleted stands for; empty if it cannot be read.
+	Exe        string
+	ExeDeleted bool
+	Cmdline    []string // nil if empty or unreadable; at most 4 KiB in all
+	UID        uint32   // real uid in kzr's user namespace
+	State      byte     // R, S, D, T, t, Z, X, I … as in /proc/PID/stat
+	Threads    int
+	Tracer     int  // pid of its tracer, 0 if none
+	Kernel     bool // PF_KTHREAD
+	Exiting    bool // PF_EXITING: it is dying, even if State says S or D
+	Frozen     bool // its cgroup is frozen
+	// Signal sets of the main thread, bit n-1 for signal n: caught by a handler,
+	// ignored, blocked.
+	SigCaught, SigIgnored, SigBlocked uint64
+	// NSPID is its pid in each pid namespace from kzr's inwards. The last being
+	// 1 makes it the init of its pid namespace.
+	NSPID []int
+	// Namespace inode numbers, 0 where unreadable.
+	PIDNS, MntNS, UserNS uint64
+	Cgroup               string     // its path in the hierarchy that names containers, as kzr sees it
+	PidsCgroup           string     // its path in the hierarchy with the pids controller; "" if there is none
+	Container            *Container // nil outside any container
+	Unit                 string     // systemd unit of a host process, "" if none
+	Unseen               []string   // what could not be read, for a person: "exe: permission denied"
+}
+
+// NamespaceInit says whether the process is pid 1 of a pid namespace other than
+// the one kzr runs in.
+func (p *Process) NamespaceInit() bool {
+	return len(p.NSPID) > 1 && p.NSPID[len(p.NSPID)-1] == 1
+}
+
+// Container is what is known of a container. Runtime and ID come from the
+// cgroup path; PodUID too, for Kubernetes; the rest from the runtime, if it
+// answers. The JSON names are part of the contract.
+type Container struct {
+	Runtime   string `json:"runtime"` // containerd, cri-o, docker, podman, lxc, nspawn; "" if the path does not tell
+	ID        string `json:"id"`
+	PodUID    string `json:"podUID"`
+	Pod       string `json:"pod"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Image     string `json:"image"`
+}

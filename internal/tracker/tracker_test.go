@@ -1,0 +1,130 @@
+package tracker
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"kzr/internal/task"
+)
+
+const s = time.Second
+
+// snap is a snapshot that ended at a moment, with zombies given as pid, since
+// pairs; their start time is their pid.
+func snap(end time.Duration, parent task.ID, zs ...task.Zombie) *task.Snapshot {
+	snapshot := &task.Snapshot{Began: end - time.Millisecond, Ended: end, Parents: map[task.ID]*task.Children{}}
+	if len(zs) > 0 {
+		snapshot.Parents[parent] = &task.Children{Parent: parent, Reapable: zs}
+	}
+	return snapshot
+}
+
+func z(pid int32, since time.Duration) task.Zombie {
+	return task.Zombie{PID: pid, Start: uint64(pid), Since: since}
+}
+
+var (
+	p7 = task.ID{PID: 7, Start: 70}
+	p8 = task.ID{PID: 8, Start: 80}
+)
+
+func TestAge(t *testing.T) {
+	tests := []struct {
+		name   string
+		shots  []*task.Snapshot
+		parent task.ID
+		now    time.Duration
+		want   time.Duration // age of the oldest
+		n      int
+	}{
+		{"from the exit event", []*task.Snapshot{snap(10*s, p7, z(100, 4*s))}, p7, 11 * s, 7 * s, 1},
+		{"older than the daemon: first sighting", []*task.Snapshot{snap(10*s, p7, z(100, 0))}, p7, 11 * s, 1 * s, 1},
+		{"first sighting is kept", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, z(90, 0), z(100, 0))}, p7, 21 * s, 11 * s, 2},
+		{"a forgotten exit time does not make it younger", []*task.Snapshot{snap(10*s, p7, z(100, 4*s)), snap(20*s, p7, z(100, 0))}, p7, 21 * s, 17 * s, 1},
+		{"pid reused by another zombie", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, task.Zombie{PID: 100, Start: 101})}, p7, 21 * s, 1 * s, 1},
+		{"moved to another parent: a grace of its own", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p8, z(100, 0))}, p8, 21 * s, 1 * s, 1},
+		{"an exit time from the future counts from now", []*task.Snapshot{snap(10*s, p7, z(100, 99*s))}, p7, 11 * s, 1 * s, 1},
+		{"reaped", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7)}, p7, 21 * s, 0, 0},
+		{"out of order", []*task.Snapshot{snap(10*s, p7, z(100, 0), z(50, 1*s)), snap(20*s, p7, z(100, 0), z(50, 0))}, p7, 20 * s, 19 * s, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var tr Tracker
+			for _, x := range tt.shots {
+				tr.Apply(x)
+			}
+			p, ok := tr.Get(tt.parent)
+			if !ok {
+				if tt.n != 0 {
+					t.Fatal("parent is not tracked")
+				}
+				return
+			}
+			if p.Reapable() != tt.n || p.Oldest(tt.now) != tt.want {
+				t.Errorf("got %d zombies, oldest %v; want %d, %v", p.Reapable(), p.Oldest(tt.now), tt.n, tt.want)
+			}
+		})
+	}
+}
+
+func TestApplyToTouchesOneParent(t *testing.T) {
+	var tr Tracker
+	tr.Apply(snap(10*s, p7, z(100, 0)))
+	tr.ApplyTo(p8, snap(11*s, p8, z(101, 0)))
+	if tr.Len() != 2 {
+		t.Fatalf("got %d parents, want 2", tr.Len())
+	}
+	tr.ApplyTo(p8, snap(12*s, p8))
+	if _, ok := tr.Get(p8); ok {
+		t.Error("a parent whose zombies are gone is still tracked")
+	}
+	if p, ok := tr.Get(p7); !ok || p.Oldest(13*s) != 3*s {
+		t.Error("the other parent changed")
+	}
+}
+
+// Due is the threshold-th oldest zombie's moment: compare with sorting.
+func TestDue(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 500 {
+		n := 1 + r.IntN(200)
+		zs := make([]task.Zombie, n)
+		since := make([]time.Duration, n)
+		for i := range zs {
+			since[i] = time.Duration(1 + r.IntN(100))
+			zs[i] = z(int32(i+1), since[i])
+		}
+		var tr Tracker
+		tr.Apply(snap(1000, p7, zs...))
+		p, _ := tr.Get(p7)
+		slices.Sort(since)
+		threshold := 1 + r.IntN(220)
+		due, ok := p.Due(Rule{Threshold: threshold, Grace: 5})
+		if ok != (threshold <= n) {
+			t.Fatalf("threshold %d of %d: due %v", threshold, n, ok)
+		}
+		if ok && due != since[threshold-1]+5 {
+			t.Fatalf("threshold %d of %v: due at %d, want %d", threshold, since, due, since[threshold-1]+5)
+		}
+	}
+}
+
+// A parent that always has zombies, but never an old one, is never due.
+func TestSlowReaperIsNeverDue(t *testing.T) {
+	var tr Tracker
+	rule := Rule{Threshold: 50, Grace: 2 * s}
+	for now := 10 * s; now < 100*s; now += s / 2 {
+		var zs []task.Zombie
+		for i := range 100 { // each lives one second
+			since := now - time.Duration(i)*s/100
+			zs = append(zs, z(int32(since/(s/100)), since))
+		}
+		tr.Apply(snap(now, p7, zs...))
+		p, _ := tr.Get(p7)
+		if due, ok := p.Due(rule); !ok || due <= now {
+			t.Fatalf("at %v: due %v %v", now, due, ok)
+		}
+	}
+}
