@@ -9,6 +9,7 @@ export GOTOOLCHAIN = local
 
 BENCH ?= .
 ARGS ?=
+TESTFLAGS ?=
 
 lint := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 # $(call need,COMMAND,PACKAGES) installs the packages when the command is missing.
@@ -37,7 +38,7 @@ test: ## all tests, with the race detector, on this kernel
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
 	@CGO_ENABLED=1 go test -race -exec true ./... >/dev/null 2>&1 || true
-	CGO_ENABLED=1 go test -race -count=1 -p 1 ./...
+	CGO_ENABLED=1 go test -race -count=1 -p 1 $(TESTFLAGS) ./...
 
 .PHONY: demo
 demo: build ## a leaker in a pid namespace, and kzr beside it: 15 seconds

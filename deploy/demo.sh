@@ -61,13 +61,14 @@ ps -o pid,ppid,stat,comm -p "$leaker" -p "$neighbour"
 echo "zombies of the leaker: $(zombies_of "$leaker"), of the neighbour: $(zombies_of "$neighbour")"
 
 say "kzr run: threshold 50, grace 2s, nudge 1s, termTimeout 3s"
-bin/kzr run --config "$dir/kzr.yaml" &
+bin/kzr run --config "$dir/kzr.yaml" 2>&1 &
 pids+=($!)
 
 for ((i = 0; i < 150; i++)); do
 	[ -e "/proc/$leaker" ] || break
 	sleep 0.1
 done
+sleep 1 # for kzr to say what became of the zombies
 
 say "After $((i / 10)).$((i % 10)) seconds"
 if [ -e "/proc/$leaker" ]; then

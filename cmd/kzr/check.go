@@ -15,8 +15,8 @@ func newCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
 		Short: "Check configuration, privileges and kernel",
-		Long: "Check the configuration, the privileges and the kernel: what works, what does not\n" +
-			"and what to do about it, and which mode the daemon would choose.",
+		Long: "Check the configuration, the privileges and the kernel: what works, what does\n" +
+			"not and what to do about it, and which mode the daemon would choose.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runCheck(cmd.Context(), flags, cmd.OutOrStdout(), cmd.ErrOrStderr())

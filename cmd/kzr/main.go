@@ -82,6 +82,7 @@ func newRoot() *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
+	cobra.EnableCommandSorting = false // as they are listed here
 	root.AddCommand(newRun(), newTop(), newScan(), newExplain(), newCheck(), newVersion(), newCompletion())
 	root.SetHelpCommand(newHelp())
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd) })

@@ -243,7 +243,8 @@ func TestLoadErrors(t *testing.T) {
 		"hello\n":                    `:1: the file holds "hello"; use lines of the form key: value`,
 		"mode: auto\n---\nmode: x\n": ":2: a second document starts here; put everything into one",
 		"mode: auto\nscope: [\n":     ":3: is not valid YAML: did not find expected node content",
-		"mode: auto\n\tscope: all\n": ":2: is not valid YAML: found a tab character that violates indentation",
+		"mode: auto\n\tscope: all\n": ":2: is not valid YAML: found a tab character that violates indentation while scanning a plain scalar from line 1",
+		"mode: auto\nscope: \"all\n": ":3: is not valid YAML: found unexpected end of stream while scanning a quoted scalar from line 2",
 		"mode: auto\nscope: \xff\n":  ":2: the byte 0xff is not UTF-8; save the file as UTF-8 text",
 		"mode: auto\nscope: \x00\n":  ":2: the control character U+0000 cannot be part of it; save the file as plain text",
 	} {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -133,11 +134,15 @@ func (f parser) syntax(err error) error {
 	message := err.Error()
 	if le, ok := errors.AsType[*yaml.LoadError](err); ok {
 		line, message = le.Mark.Line, le.Message
+		if began := le.ContextMark.Line; began > 0 && began < line {
+			message += fmt.Sprintf(" %s from line %d", le.ContextMsg, began)
+		}
 	}
 	if strings.Contains(message, "unknown anchor") {
 		return f.errorf(line, "", `a value that starts with "*" needs quotes, such as "*-ci"`)
 	}
-	return f.errorf(line, "", "is not valid YAML: %s", strings.Trim(quote(message), `"`))
+	message = strconv.Quote(message[:min(len(message), 200)]) // it may quote the file
+	return f.errorf(line, "", "is not valid YAML: %s", message[1:len(message)-1])
 }
 
 func (f parser) root(n *yaml.Node, c *Config) error {

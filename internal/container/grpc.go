@@ -16,7 +16,7 @@ import (
 // The runtimes' APIs are a handful of small questions over a unix socket, so
 // they are asked with net/http, which speaks HTTP/2 without TLS and is in the
 // daemon anyway. google.golang.org/grpc with k8s.io/cri-api does the same for
-// 5 MiB more of binary and 3.5 MiB more of resident memory, of the 20 MiB that
+// 4.5 MiB more of binary and 3.7 MiB more of resident memory, of the 20 MiB that
 // kzr may have; the tests hold this file against both of them.
 
 // maxAnswer bounds what is read of one answer. A container with the largest

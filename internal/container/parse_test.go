@@ -11,6 +11,7 @@ var (
 	idA  = strings.Repeat("a1", 32)
 	idB  = strings.Repeat("b2", 32)
 	idC  = strings.Repeat("c3", 32)
+	idD  = strings.Repeat("d4", 32)
 	uidA = "8f14e45f-ceea-467f-a0e6-0d1f1c2b3a4d"
 )
 

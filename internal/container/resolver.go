@@ -19,8 +19,8 @@ const (
 	// maxQueued bounds those waiting to be asked for. What finds no place is
 	// asked for when it is next looked up.
 	maxQueued = 256
-	// retryAfter is how long a container stays nameless before it is asked for
-	// again.
+	// retryAfter is how long a container that no runtime knows stays nameless
+	// before it is asked for again; each time twice as long, up to refreshAfter.
 	retryAfter = 10 * time.Second
 	// refreshAfter is how long a name is believed: docker can rename.
 	refreshAfter = 10 * time.Minute
@@ -60,7 +60,8 @@ type cached struct {
 	names  names
 	known  bool
 	queued bool
-	due    time.Time // when to ask (again)
+	due    time.Time     // when to ask (again)
+	wait   time.Duration // how long it last stayed unknown
 }
 
 // NewResolver makes a Resolver. It asks nothing until Run runs.
@@ -184,6 +185,9 @@ func (c *cached) fill(ref Ref) task.Container {
 		if t.PodUID == "" {
 			t.PodUID = c.names.podUID
 		}
+		if t.Runtime == "" && ref.Inner == ref.Outer {
+			t.Runtime = c.names.runtime
+		}
 	}
 	return t
 }
@@ -191,32 +195,46 @@ func (c *cached) fill(ref Ref) task.Container {
 // ask asks for one container and remembers the answer. It reports whether the
 // names are news.
 func (r *Resolver) ask(ctx context.Context, m Match) (news bool) {
-	n, ok, again := r.askSockets(ctx, m)
+	n, got, until := r.askSockets(ctx, m)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.get(m.ID)
-	c.queued, c.due = false, again
-	if !ok {
-		// An old name is better than none: the container may be gone already,
-		// and its processes not yet.
-		return false
+	c.queued = false
+	// Where there is no answer, an old name is better than none: the container
+	// may be gone already, and its processes not yet.
+	switch got {
+	case answered:
+		news = !c.known || c.names != n
+		c.names, c.known = n, true
+		c.due, c.wait = time.Now().Add(refreshAfter), 0
+	case unknown:
+		c.wait = min(max(2*c.wait, retryAfter), refreshAfter)
+		c.due = time.Now().Add(c.wait)
+	case silent:
+		c.due = until
 	}
-	news = !c.known || c.names != n
-	c.names, c.known = n, true
 	return news
 }
 
-// askSockets returns the names that the first socket to know them gives, and
-// when to ask again.
-func (r *Resolver) askSockets(ctx context.Context, m Match) (n names, ok bool, again time.Time) {
-	again = time.Now().Add(retryAfter)
+type outcome int
+
+const (
+	answered outcome = iota
+	unknown          // to all sockets that could be asked
+	silent           // no socket could be asked
+)
+
+// askSockets returns the names that the first socket to know them gives or, if
+// none could be asked, until when that stays so.
+func (r *Resolver) askSockets(ctx context.Context, m Match) (names, outcome, time.Time) {
+	got, until := silent, time.Now().Add(lastPause)
 	for _, s := range r.sockets {
 		if !s.mayKnow(m) {
 			continue
 		}
-		if until := s.paused(); time.Now().Before(until) {
-			if until.Before(again) {
-				again = until
+		if t := s.paused(); time.Now().Before(t) {
+			if t.Before(until) {
+				until = t
 			}
 			continue
 		}
@@ -227,15 +245,22 @@ func (r *Resolver) askSockets(ctx context.Context, m Match) (n names, ok bool, a
 		failed := err != nil && !errors.Is(err, errUnknown) && !errors.Is(err, errRefused)
 		switch changed := s.result(!failed); {
 		case changed && failed && !r.absent(err):
-			r.log.Warn("container runtime gives no names", "socket", s.path, "err", explain(err))
+			r.log.Warn("container runtime gives no names", "socket", s.path, "err", s.explain(err))
 		case changed && !failed:
 			r.log.Info("container runtime gives names", "socket", s.path)
 		case errors.Is(err, errRefused):
 			r.log.Debug("container runtime's answer refused", "socket", s.path, "container", m.ID, "err", err)
 		}
-		if err == nil {
-			return n, true, time.Now().Add(refreshAfter)
+		switch {
+		case err == nil:
+			return n, answered, time.Time{}
+		case !failed:
+			got = unknown
+		default:
+			if t := s.paused(); t.Before(until) {
+				until = t
+			}
 		}
 	}
-	return names{}, false, again
+	return names{}, got, until
 }

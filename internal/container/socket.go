@@ -55,12 +55,12 @@ var (
 )
 
 // names is what only a runtime knows.
-type names struct{ pod, namespace, podUID, name, image string }
+type names struct{ runtime, pod, namespace, podUID, name, image string }
 
 // valid refuses an answer that no sound runtime gives. Kubernetes' own names
 // are at most 253 bytes, and none has anything to hide in it.
 func (n names) valid() error {
-	for _, s := range []string{n.pod, n.namespace, n.podUID, n.name} {
+	for _, s := range []string{n.runtime, n.pod, n.namespace, n.podUID, n.name} {
 		if err := validName(s, 253); err != nil {
 			return err
 		}
@@ -85,22 +85,27 @@ func validName(s string, most int) error {
 
 // socket is one runtime's socket, with the memory of its failures.
 type socket struct {
-	path   string
-	api    API
-	client *http.Client
+	path    string
+	api     API
+	client  *http.Client
+	timeout time.Duration // for all that one question needs
 
-	mu    sync.Mutex
-	pause time.Duration // 0 while it works
-	until time.Time     // not asked before this
+	mu      sync.Mutex
+	runtime string        // its own name, once it was asked for
+	pause   time.Duration // 0 while it works
+	until   time.Time     // not asked before this
 }
 
 func newSocket(path string) *socket {
-	s := &socket{path: path, api: APICRI}
+	s := &socket{path: path, api: APICRI, timeout: callTimeout}
 	switch filepath.Base(path) {
 	case "docker.sock":
 		s.api = APIDocker
 	case "podman.sock":
 		s.api = APIPodman
+	}
+	if s.api != APICRI {
+		s.runtime = string(s.api)
 	}
 	s.client = newClient(path, s.api == APICRI)
 	return s
@@ -125,7 +130,7 @@ func (s *socket) mayKnow(m Match) bool {
 // names asks for one container. Errors other than errUnknown and errRefused are
 // the socket's failure.
 func (s *socket) names(ctx context.Context, m Match) (names, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	ask := criNames
 	if s.api != APICRI {
@@ -133,12 +138,27 @@ func (s *socket) names(ctx context.Context, m Match) (names, error) {
 	}
 	n, err := ask(ctx, s.client, m)
 	if err == nil {
+		n.runtime = s.who(ctx)
 		err = n.valid()
 	}
 	if err != nil {
 		return names{}, err
 	}
 	return n, nil
+}
+
+// who is the runtime behind the socket; "" if it does not say.
+func (s *socket) who(ctx context.Context) string {
+	s.mu.Lock()
+	runtime := s.runtime
+	s.mu.Unlock()
+	if runtime == "" {
+		runtime, _, _ = criVersion(ctx, s.client)
+		s.mu.Lock()
+		s.runtime = runtime
+		s.mu.Unlock()
+	}
+	return runtime
 }
 
 // paused returns when the socket may be asked again; a moment that is past if
@@ -174,7 +194,7 @@ type RuntimeStatus struct {
 
 // status asks the runtime for its version.
 func (s *socket) status(ctx context.Context) RuntimeStatus {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	st := RuntimeStatus{Socket: s.path, API: s.api, Runtime: string(s.api)}
 	if s.api == APICRI {
@@ -187,19 +207,19 @@ func (s *socket) status(ctx context.Context) RuntimeStatus {
 	}
 	if st.Err != nil {
 		st.Runtime, st.Version = "", ""
-		st.Err = explain(st.Err)
+		st.Err = s.explain(st.Err)
 	}
 	return st
 }
 
 // explain puts what to do about it before the reader.
-func explain(err error) error {
+func (s *socket) explain(err error) error {
 	var se *statusError
 	switch {
 	case errors.As(err, &se) && se.code == codeUnimplemented:
 		return fmt.Errorf("answers, but not to CRI; is its CRI plugin disabled? (%w)", err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no answer within %v: %w", callTimeout, err)
+		return fmt.Errorf("no answer within %v: %w", s.timeout, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not allowed to connect: %w", err)
 	}

@@ -1,6 +1,7 @@
 package procscan
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -112,13 +113,13 @@ func (m *mount) chain(cgroup string) []string {
 	return append(list, ".")
 }
 
-// read returns a cgroup file's text, "" if it cannot be read.
-func (m *mount) read(cgroup, file string) string {
+// read returns a cgroup file's text, "" if there is no such file.
+func (m *mount) read(cgroup, file string) (string, error) {
 	b, err := readAll(m.dir, cgroup+"/"+file, 4096)
-	if err != nil {
-		return ""
+	if gone(err) || errors.Is(err, unix.ENODEV) { // removed while it was read
+		return "", nil
 	}
-	return strings.TrimSpace(string(b))
+	return strings.TrimSpace(string(b)), err
 }
 
 // readCgroups fills in what a process's cgroups say.
@@ -134,8 +135,8 @@ func (s *Scanner) readCgroups(p *task.Process, l *look) error {
 		return err
 	}
 	p.Cgroup, p.PidsCgroup = chooseCgroups(lines)
-	p.Frozen = s.cgroups.frozen(lines)
-	return nil
+	p.Frozen, err = s.cgroups.frozen(lines)
+	return l.check("the freezer of its cgroup", err)
 }
 
 // chooseCgroups picks the path that names the container and the one whose pids
@@ -179,30 +180,51 @@ func chooseCgroups(lines []procfs.Cgroup) (name, pids string) {
 }
 
 // frozen says whether a process of these cgroups is frozen, or is about to be.
-func (h *hierarchies) frozen(lines []procfs.Cgroup) bool {
+func (h *hierarchies) frozen(lines []procfs.Cgroup) (bool, error) {
 	for _, c := range lines {
+		var frozen bool
+		var err error
 		switch {
 		case c.HierarchyID == 0:
-			chain := h.unified.chain(c.Path)
-			for i, cgroup := range chain {
-				// An ancestor outside the mount shows only in the events.
-				if i == 0 && strings.Contains("\n"+h.unified.read(cgroup, "cgroup.events")+"\n", "\nfrozen 1\n") {
-					return true
-				}
-				if h.unified.read(cgroup, "cgroup.freeze") == "1" {
-					return true
-				}
-			}
+			frozen, err = h.unified.frozen(c.Path)
 		case slices.Contains(c.Controllers, "freezer"):
-			// FREEZING and FROZEN include what the ancestors ask for.
-			if chain := h.freezer.chain(c.Path); len(chain) > 0 {
-				if state := h.freezer.read(chain[0], "freezer.state"); state == "FROZEN" || state == "FREEZING" {
-					return true
-				}
-			}
+			frozen, err = h.freezer.frozenV1(c.Path)
+		}
+		if frozen || err != nil {
+			return frozen, err
 		}
 	}
-	return false
+	return false, nil
+}
+
+func (m *mount) frozen(cgroup string) (bool, error) {
+	for i, c := range m.chain(cgroup) {
+		// What was asked for, here or further out, also before all have obeyed.
+		text, err := m.read(c, "cgroup.freeze")
+		if err != nil || text == "1" {
+			return err == nil, err
+		}
+		if i > 0 {
+			continue
+		}
+		// What an ancestor outside the mount was asked for shows only here.
+		text, err = m.read(c, "cgroup.events")
+		if err != nil || strings.Contains("\n"+text+"\n", "\nfrozen 1\n") {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+func (m *mount) frozenV1(cgroup string) (bool, error) {
+	for _, c := range m.chain(cgroup) {
+		state, err := m.read(c, "freezer.state")
+		if err != nil || state == "" {
+			return false, err
+		}
+		return state != "THAWED", nil // FREEZING and FROZEN include what the ancestors ask for
+	}
+	return false, nil
 }
 
 // PidsLimit returns the pids limit that a task.Process's PidsCgroup is nearest
@@ -213,19 +235,38 @@ func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
 	if !m.ok {
 		m = &s.cgroups.unified
 	}
-	for _, c := range m.chain(cgroup) {
-		hi, err := strconv.Atoi(m.read(c, "pids.max"))
-		if err != nil {
-			continue // "max", or the root, which has no limit
+	err := s.frugally(func() error {
+		current, limit, ok = 0, 0, false
+		for _, c := range m.chain(cgroup) {
+			n, hi, err := m.pidsLimit(c)
+			if err != nil {
+				return err
+			}
+			// n/hi > current/limit, in whole numbers; a limit of 0 is a full one.
+			if hi >= 0 && (!ok || n*limit > current*hi) {
+				current, limit, ok = n, hi, true
+			}
 		}
-		n, err := strconv.Atoi(m.read(c, "pids.current"))
-		if err != nil {
-			continue
-		}
-		// n/hi > current/limit, in whole numbers; a limit of 0 is a full one.
-		if !ok || n*limit > current*hi {
-			current, limit, ok = n, hi, true
-		}
+		return nil
+	})
+	return current, limit, ok && err == nil
+}
+
+// pidsLimit reads one cgroup's own limit, -1 for none: "max", or no such file, as
+// in the root.
+func (m *mount) pidsLimit(cgroup string) (current, limit int, err error) {
+	text, err := m.read(cgroup, "pids.max")
+	if err != nil {
+		return 0, 0, err
 	}
-	return current, limit, ok
+	if limit, err = strconv.Atoi(text); err != nil {
+		return 0, -1, nil //nolint:nilerr // said above
+	}
+	if text, err = m.read(cgroup, "pids.current"); err != nil {
+		return 0, 0, err
+	}
+	if current, err = strconv.Atoi(text); err != nil {
+		return 0, -1, nil //nolint:nilerr // removed meanwhile
+	}
+	return current, limit, nil
 }

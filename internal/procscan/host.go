@@ -42,6 +42,15 @@ type Host struct {
 // something is reported.
 func (s *Scanner) Host() (Host, error) {
 	var h Host
+	err := s.frugally(func() (err error) {
+		h, err = s.host()
+		return err
+	})
+	return h, err
+}
+
+func (s *Scanner) host() (Host, error) {
+	var h Host
 	b, err := readAll(s.root, "self/status", statusMax)
 	if err != nil {
 		return Host{}, fmt.Errorf("reading %s/self/status: %w", s.path, err)

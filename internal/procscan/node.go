@@ -40,6 +40,15 @@ func (s *Scanner) Node() (Node, error) {
 // start times in /proc have it added, those that the kernel keeps have not. It
 // is 0 in the initial time namespace and on kernels that have no others.
 func (s *Scanner) BoottimeOffset() (time.Duration, error) {
+	var offset time.Duration
+	err := s.frugally(func() (err error) {
+		offset, err = s.boottimeOffset()
+		return err
+	})
+	return offset, err
+}
+
+func (s *Scanner) boottimeOffset() (time.Duration, error) {
 	b, err := readAll(s.root, "self/timens_offsets", 4096)
 	if errors.Is(err, unix.ENOENT) {
 		return 0, nil
@@ -56,7 +65,7 @@ func (s *Scanner) BoottimeOffset() (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading the time namespace: %w", err)
 	}
-	if strings.TrimPrefix(self, "time") != strings.TrimPrefix(strings.TrimPrefix(next, "time_for_children"), "time") {
+	if self != next {
 		return 0, errors.New("kzr is about to change its time namespace: its offset cannot be read")
 	}
 	return parseBoottime(b)

@@ -27,9 +27,9 @@ var ErrGone = errors.New("process is gone")
 var ErrForeign = errors.New("shows the processes of another pid namespace")
 
 // reserved is how many descriptors a Scanner holds back for the moment when no
-// others are left: two for the walk (a zombie's stat and status) on each of two
-// workers, which is also enough to inspect a process.
-const reserved = 4
+// others are left: one for each worker of a walk, three for a look at a process,
+// and one to spare.
+const reserved = 6
 
 // Scanner reads one mounted proc file system. Its methods may be called
 // concurrently; whole walks take turns.

@@ -15,7 +15,6 @@ type status struct {
 	tgid       int
 	tracer     int // thread id of the tracer
 	uid        uint32
-	threads    int
 	nspid      []int // from the namespace of the mount inwards
 	groups     []int
 	sigBlocked uint64
@@ -39,8 +38,6 @@ func parseStatus(b []byte) status {
 			s.tracer = firstInt(value)
 		case "Uid":
 			s.uid = uint32(firstInt(value)) // real uid first
-		case "Threads":
-			s.threads = firstInt(value)
 		case "NSpid":
 			s.nspid = ints(value)
 		case "Groups":

@@ -270,8 +270,8 @@ func (w *worker) look(p *pass, pid uint32) (stat, error) {
 	if e != 0 {
 		return stat{}, e
 	}
-	defer rawClose(fd)
 	st, err := w.readStat(fd)
+	rawClose(fd)
 	if err != nil {
 		return stat{}, err
 	}
@@ -284,7 +284,7 @@ func (w *worker) look(p *pass, pid uint32) (stat, error) {
 		k = leader
 	case !p.known.untraced(pid, st.start):
 		var tracer int
-		if k, tracer, err = w.trace(fd, &st); err != nil {
+		if k, tracer, err = w.trace(&st); err != nil {
 			return st, err
 		}
 		if k == held {
@@ -297,25 +297,15 @@ func (w *worker) look(p *pass, pid uint32) (stat, error) {
 	return st, nil
 }
 
-// trace finds out who traces the zombie whose stat file is open as fd, and
-// refreshes st. The descriptor stands for this process alone: that it can
-// still be read afterwards proves that the status file, found by pid, was the
-// same process's.
-func (w *worker) trace(fd int, st *stat) (k kind, tracer int, err error) {
+// trace finds out who traces a zombie.
+//
+// Should its pid go to another process before the status file is opened, then
+// the answer is about that one, and does no harm: the zombie was reaped, which
+// is to say that it could be, and it is in no later snapshot.
+func (w *worker) trace(st *stat) (k kind, tracer int, err error) {
 	tid, err := w.statusField(st.pid, "\nTracerPid:\t")
-	if err != nil {
-		return 0, 0, err
-	}
-	again, err := w.readStat(fd)
-	if err != nil {
-		return 0, 0, err
-	}
-	if again.state != 'Z' || again.ppid == 0 {
-		return 0, 0, unix.ESRCH // being reaped right now
-	}
-	*st = again
-	if tid == 0 {
-		return free, 0, nil
+	if err != nil || tid == 0 {
+		return free, 0, err
 	}
 	// The kernel names the thread that traces, not its process. Where that one
 	// cannot be read, the thread is as good a name as there is.

@@ -490,20 +490,20 @@ func (l *ladder) ended(ctx context.Context) *Outcome {
 // moved says who has the zombies of the dead parent and does not reap them. By
 // the time that a pidfd shows the death, all of them have their new parent.
 func (l *ladder) moved(ctx context.Context) (moved map[task.ID]int, err error) {
-	// A good parent is quick; look early, so as not to hold up good news.
-	early := l.r.timing.reap / 10
-	for _, pause := range []time.Duration{early, l.r.timing.reap - early} {
+	// A good parent takes milliseconds; do not hold up good news.
+	pause := 20 * time.Millisecond
+	for end := time.Now().Add(l.r.timing.reap); ; {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return moved, ctx.Err()
 		}
 		moved, err = l.r.judge.Holders(ctx, l.sample)
-		if err != nil || len(moved) == 0 {
-			break
+		if err != nil || len(moved) == 0 || !time.Now().Before(end) {
+			return moved, err
 		}
+		pause = min(2*pause, time.Until(end))
 	}
-	return moved, err
 }
 
 // rehearsed ends a dry run that came to the last step.
@@ -517,7 +517,7 @@ func (l *ladder) rehearsed() *Outcome {
 
 // failed ends a ladder that cannot go on.
 func (l *ladder) failed(err error) *Outcome {
-	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error(), Attrs: []any{"error", err.Error()}})
+	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error()})
 	return &Outcome{Result: GaveUp, Err: err}
 }
 

@@ -143,8 +143,7 @@ func Who(p Parent) string {
 		}
 		return Sanitize(name)
 	}
-	dir, name := path.Split(p.Cgroup)
-	for ; name != ""; dir, name = path.Split(strings.TrimSuffix(dir, "/")) {
+	for _, name := range slices.Backward(strings.Split(p.Cgroup, "/")) {
 		if strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".scope") {
 			return Sanitize(name)
 		}

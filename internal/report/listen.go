@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -26,9 +28,9 @@ const socketMode = 0o660
 // that is negative. A socket left behind is replaced if nobody answers on it;
 // anything else at path is an error. Closing the listener removes the socket.
 //
-// Accept passes on only peers that are root, this process's user or members of
-// the socket's group: what the mode says, checked again for a socket that was
-// made visible elsewhere.
+// Only peers that are root, this process's user or members of the socket's group
+// get answers from a [Server]: what the mode says, checked again for a socket
+// that was made visible elsewhere.
 func Listen(path string, gid int) (net.Listener, error) {
 	l, err := listen(path, gid)
 	if err != nil {
@@ -141,7 +143,8 @@ func (l *socket) settle(gid int) error {
 	return unix.Lstat(l.path, &l.stat)
 }
 
-// Close removes the socket if it is still the one that was made.
+// Close removes the socket if it is still the one that was made: an open socket
+// keeps its inode's number from being used again.
 func (l *socket) Close() error {
 	l.once.Do(func() {
 		var st unix.Stat_t
@@ -152,18 +155,16 @@ func (l *socket) Close() error {
 	return l.UnixListener.Close()
 }
 
-// Accept waits for the next peer that may ask.
+// Accept waits for the next peer. One that may not ask is let in to be told so.
 func (l *socket) Accept() (net.Conn, error) {
-	for {
-		c, err := l.AcceptUnix()
-		if err != nil {
-			return nil, err
-		}
-		if l.allowed(c) {
-			return c, nil
-		}
-		refuse(c, "403 Forbidden", "not root and not in the socket's group")
+	c, err := l.AcceptUnix()
+	if err != nil {
+		return nil, err
 	}
+	if !l.allowed(c) {
+		return &client{Conn: c, status: http.StatusForbidden, refused: "not root and not in the socket's group"}, nil
+	}
+	return &client{Conn: c}, nil
 }
 
 func (l *socket) allowed(c *net.UnixConn) (ok bool) {
@@ -202,45 +203,56 @@ func peerGroups(fd int) []uint32 {
 	return nil
 }
 
-// refuse answers without reading the request: a fresh connection has room for
-// one line.
-func refuse(c net.Conn, status, why string) {
-	_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	fmt.Fprintf(c, "HTTP/1.1 %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"error\":%q}\n",
-		status, len(why)+13, why)
-	c.Close()
-}
-
-// limited closes connections beyond limit at once instead of leaving them in the
-// backlog, where idle ones would shut everybody out without a word.
-type limited struct {
-	net.Listener
-	slots chan struct{}
-}
-
-func limit(l net.Listener, n int) net.Listener { return &limited{l, make(chan struct{}, n)} }
-
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case l.slots <- struct{}{}:
-			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
-		default:
-			refuse(c, "503 Service Unavailable", "too many connections")
-		}
-	}
-}
-
-type limitedConn struct {
+// client is an accepted connection.
+type client struct {
 	net.Conn
+	// status and refused are the answer to whatever it asks; 0 lets it ask.
+	status  int
+	refused string
 	release func()
 }
 
-func (c *limitedConn) Close() error {
-	c.release()
+func (c *client) Close() error {
+	if c.release != nil {
+		c.release()
+	}
 	return c.Conn.Close()
 }
+
+// limited bounds the connections. Those beyond are not left in the backlog,
+// where idle ones would shut everybody out without a word: a few more are let in
+// to be told, and the rest is hung up on.
+type limited struct {
+	net.Listener
+	limit int32
+	open  atomic.Int32
+}
+
+// spare is how many connections beyond the limit are told.
+const spare = 32
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		nc, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c, ok := nc.(*client)
+		if !ok {
+			c = &client{Conn: nc}
+		}
+		n := l.open.Add(1)
+		c.release = sync.OnceFunc(func() { l.open.Add(-1) })
+		switch {
+		case n > l.limit+spare:
+			c.Close()
+			continue
+		case n > l.limit && c.status == 0:
+			c.status, c.refused = http.StatusServiceUnavailable, "too many connections"
+		}
+		return c, nil
+	}
+}
+
+// clientKey is the context key of a request's *client.
+type clientKey struct{}

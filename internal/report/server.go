@@ -26,8 +26,8 @@ const (
 	viewTimeout    = 5 * time.Second  // to wait for an answer and to make it
 	answerTimeout  = 15 * time.Second // to make an answer and for the reader to take it
 	idleTimeout    = 30 * time.Second
-	streamTimeout  = 30 * time.Second // for a reader of the stream to take what is due
-	goodbyeTimeout = time.Second      // for answers under way when the daemon stops
+	streamTimeout  = 30 * time.Second       // for a reader of the stream to take what is due
+	goodbyeTimeout = 300 * time.Millisecond // for answers under way when the daemon stops
 )
 
 // Server answers those who look at the daemon. It cannot change anything.
@@ -48,12 +48,12 @@ func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 	h := &handlers{Server: s, cache: newCache(answerFresh, maxHeld)}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
-	serve := func(l net.Listener, clients int, mux *http.ServeMux) {
+	serve := func(l net.Listener, clients int32, mux *http.ServeMux) {
 		if l == nil {
 			return
 		}
 		wg.Go(func() {
-			errs <- h.serve(ctx, limit(l, clients), mux)
+			errs <- h.serve(ctx, &limited{Listener: l, limit: clients}, mux)
 			stop() // one that breaks takes the other along
 		})
 	}
@@ -79,7 +79,7 @@ func (h *handlers) serve(ctx context.Context, l net.Listener, mux *http.ServeMux
 	protocols.SetHTTP1(true)
 	var open sync.WaitGroup
 	srv := &http.Server{
-		Handler:           plainRequests(mux),
+		Handler:           guard(mux),
 		Protocols:         &protocols,
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
@@ -88,6 +88,7 @@ func (h *handlers) serve(ctx context.Context, l net.Listener, mux *http.ServeMux
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(h.Log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, clientKey{}, c) },
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
@@ -114,11 +115,17 @@ func (h *handlers) serve(ctx context.Context, l net.Listener, mux *http.ServeMux
 	return nil
 }
 
-// plainRequests refuses a request with a body before anything of it is read.
-func plainRequests(next http.Handler) http.Handler {
+// guard refuses a peer that may not ask, and a request with a body
+// before anything of it is read.
+func guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if c, ok := r.Context().Value(clientKey{}).(*client); ok && c.status != 0 {
+			w.Header().Set("Connection", "close")
+			fail(w, c.status, c.refused)
+			return
+		}
 		if r.ContentLength != 0 {
 			w.Header().Set("Connection", "close")
 			fail(w, http.StatusBadRequest, "a request has no body")

@@ -1,0 +1,307 @@
+package procscan
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/procfs"
+)
+
+// tail is a stat line from its fourth field to its last, with four of them to
+// fill in: ppid, flags, threads, start.
+const tail = " %d 7 7 0 -1 %d 1 0 0 0 0 0 0 0 20 -5 %d 0 %d 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+
+func line(pid int, comm string, state byte, ppid, flags, threads int, start uint64) []byte {
+	return fmt.Appendf(nil, "%d (%s) %c"+tail, pid, comm, state, ppid, flags, threads, start)
+}
+
+var hostileComms = []string{
+	"", "sh", "a b", ")", "(", ") Z 1 (", "x) Z 1 1 1", "\n", "a\nb", "\x1b[31mred", "\xff\xfe", "((sd-pam))",
+	") S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20", "kworker/R-a_name_of_up_to_sixty_four_bytes_as_kernel_threads_have",
+}
+
+func TestParseStat(t *testing.T) {
+	for _, comm := range hostileComms {
+		got, err := parseStat(line(4194303, comm, 'Z', 17, pfKthread|pfExiting, 3, 1<<40))
+		want := stat{
+			comm: []byte(comm), state: 'Z', pid: 4194303, ppid: 17,
+			flags: pfKthread | pfExiting, threads: 3, start: 1 << 40,
+		}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("comm %q: %+v, %v; want %+v", comm, got, err, want)
+		}
+	}
+}
+
+func TestParseStatRefuses(t *testing.T) {
+	good := string(line(12, "sh", 'S', 1, 0, 1, 99))
+	for _, bad := range []string{
+		"", "\n", "12", "12 (sh", "12 sh) S 1", "(sh) S 1 2", "12 (sh) S", "12 (sh) S ", ")(",
+		strings.Replace(good, "12 (", "0 (", 1),
+		strings.Replace(good, "12 (", "x (", 1),
+		strings.Replace(good, "12 (", "4194305 (", 1),
+		strings.Replace(good, "12 (", "99999999999999999999 (", 1),
+		strings.Replace(good, ") S 1 ", ") S 99999999 ", 1),
+		strings.Replace(good, ") S 1 ", ") S one ", 1),
+		strings.Replace(good, ") S 1 ", ") S ", 1)[:40],
+		good[:strings.Index(good, " 99 ")+2], // cut inside the start time
+	} {
+		if st, err := parseStat([]byte(bad)); err == nil {
+			t.Errorf("%q gives %+v", bad, st)
+		}
+	}
+}
+
+func TestDead(t *testing.T) {
+	for _, tc := range []struct {
+		state   byte
+		threads uint32
+		want    bool
+	}{{'S', 1, false}, {'R', 9, false}, {'Z', 1, true}, {'Z', 2, false}, {'X', 0, true}, {'x', 1, true}} {
+		if st := (stat{state: tc.state, threads: tc.threads}); st.dead() != tc.want {
+			t.Errorf("state %c, %d threads: %v", tc.state, tc.threads, !tc.want)
+		}
+	}
+}
+
+func FuzzStat(f *testing.F) {
+	for _, comm := range hostileComms {
+		f.Add(line(1, comm, 'Z', 1, 0, 1, 1))
+	}
+	f.Add([]byte("1 (a) Z 1"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		st, err := parseStat(b)
+		if err != nil {
+			return
+		}
+		if st.pid == 0 || st.pid > maxPID || st.ppid > maxPID {
+			t.Fatalf("pid %d, ppid %d", st.pid, st.ppid)
+		}
+		// What was understood can be written and understood again, but for
+		// what no kernel prints.
+		again, err := parseStat(line(int(st.pid), string(st.comm), st.state, int(st.ppid), int(st.flags), int(st.threads), st.start))
+		if err != nil || !reflect.DeepEqual(again, st) {
+			t.Fatalf("%q\n%+v\n%+v, %v", b, st, again, err)
+		}
+	})
+}
+
+const statusText = `Name:	a\nTracerPid:\t7
+Umask:	0022
+State:	Z (zombie)
+Tgid:	4242
+Ngid:	0
+Pid:	4242
+PPid:	1
+TracerPid:	77
+Uid:	1000	0	0	0
+Gid:	1000	0	0	0
+FDSize:	0
+Groups:	4 24 27
+NStgid:	4242	1
+NSpid:	4242	17	1
+Threads:	3
+SigBlk:	0000000000010000
+SigIgn:	0000000000001000
+SigCgt:	00000001804a4a03
+CapEff:	0000000000080000
+`
+
+func TestParseStatus(t *testing.T) {
+	want := status{
+		tgid: 4242, tracer: 77, uid: 1000, nspid: []int{4242, 17, 1}, groups: []int{4, 24, 27},
+		sigBlocked: 1 << 16, sigIgnored: 1 << 12, sigCaught: 0x1804a4a03, capEff: 1 << 19,
+	}
+	if got := parseStatus([]byte(statusText)); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestField(t *testing.T) {
+	if got, ok := field([]byte(statusText), "\nTracerPid:\t"); got != 77 || !ok {
+		t.Errorf("%d, %v", got, ok)
+	}
+	for _, bad := range []string{"", "\nTracerPid:\t7", "\nTracerPid:\t\n", "\nTracerPid:\t-7\n", "TracerPid:\t7\n"} {
+		if got, ok := field([]byte(bad), "\nTracerPid:\t"); ok {
+			t.Errorf("%q gives %d", bad, got)
+		}
+	}
+}
+
+func FuzzStatus(f *testing.F) {
+	f.Add([]byte(statusText))
+	f.Add([]byte("NSpid:\t1 2 3"))
+	f.Add([]byte("Uid:\t99999999999\nTgid:\nNSpid:\tx\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		st := parseStatus(b)
+		if st.tgid < 0 || st.tracer < 0 || slices.ContainsFunc(st.nspid, func(n int) bool { return n < 0 }) {
+			t.Fatalf("%q: %+v", b, st)
+		}
+		// The quick look and the whole parse agree where a line is there once.
+		v, ok := field(b, "\nTracerPid:\t")
+		if ok && bytes.Count(b, []byte("TracerPid:")) == 1 && v <= 1<<32-1 && v != st.tracer {
+			t.Fatalf("%q: %d and %d", b, v, st.tracer)
+		}
+	})
+}
+
+func TestSplitCmdline(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want []string
+	}{
+		{"", nil},
+		{"\x00", nil},
+		{"a\x00", []string{"a"}},
+		{"a\x00\x00b\x00", []string{"a", "", "b"}},
+		{"a title without an end", []string{"a title without an end"}},
+		{"cut\x00of", []string{"cut", "of"}},
+		{"\xff\n\x00", []string{"\xff\n"}},
+	} {
+		if got := splitCmdline([]byte(tc.in)); !slices.Equal(got, tc.want) || (got == nil) != (tc.want == nil) {
+			t.Errorf("%q gives %q", tc.in, got)
+		}
+	}
+}
+
+func TestParseLoadavg(t *testing.T) {
+	if n, err := parseLoadavg("0.20 0.18 0.12 1/80123 11206\n"); n != 80123 || err != nil {
+		t.Error(n, err)
+	}
+	for _, bad := range []string{"", "0 0 0", "0 0 0 7 1", "0 0 0 1/x 1", "0 0 0 1/-5 1"} {
+		if n, err := parseLoadavg(bad); err == nil {
+			t.Errorf("%q gives %d", bad, n)
+		}
+	}
+}
+
+func TestParseBoottime(t *testing.T) {
+	for in, want := range map[string]time.Duration{
+		"monotonic           0         0\nboottime            0         0\n": 0,
+		"monotonic    5 0\nboottime  -86400  250000000\n":                    -86400*time.Second + 250*time.Millisecond,
+		"boottime 7 0\n": 7 * time.Second,
+	} {
+		if got, err := parseBoottime([]byte(in)); got != want || err != nil {
+			t.Errorf("%q gives %v, %v", in, got, err)
+		}
+	}
+	for _, bad := range []string{"", "monotonic 0 0\n", "boottime x 0\n", "boottime 1\n"} {
+		if got, err := parseBoottime([]byte(bad)); err == nil {
+			t.Errorf("%q gives %v", bad, got)
+		}
+	}
+}
+
+func TestNextPID(t *testing.T) {
+	entry := func(name string) []byte {
+		n := (19 + len(name) + 1 + 7) &^ 7
+		b := make([]byte, n)
+		b[16] = byte(n)
+		copy(b[19:], name)
+		return b
+	}
+	var got []uint32
+	block := slices.Concat(entry("."), entry("1"), entry("acpi"), entry("4194304"), entry("12x"), entry("77"))
+	for b := block; len(b) > 0; {
+		var pid uint32
+		if pid, b = nextPID(b); pid != 0 {
+			got = append(got, pid)
+		}
+	}
+	if want := []uint32{1, 4194304, 77}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func cg(id int, path string, controllers ...string) procfs.Cgroup {
+	return procfs.Cgroup{HierarchyID: id, Controllers: controllers, Path: path}
+}
+
+func TestChooseCgroups(t *testing.T) {
+	const docker = "/docker/2b7a6a7ee1cba9e0c3a2a8ba55ba3b0fa3bfe83a2f5aa5a4cd1f9ae8a8a3c0de"
+	for _, tc := range []struct {
+		name       string
+		lines      []procfs.Cgroup
+		path, pids string
+	}{
+		{"nothing", nil, "", ""},
+		{"v2", []procfs.Cgroup{cg(0, "/system.slice/x.service")}, "/system.slice/x.service", "/system.slice/x.service"},
+		{"v2 root", []procfs.Cgroup{cg(0, "/")}, "/", "/"},
+		{
+			"hybrid, runtime in v1",
+			[]procfs.Cgroup{
+				cg(3, docker, "pids"), cg(2, docker, "cpu", "cpuacct"), cg(1, docker, "name=systemd"),
+				cg(0, "/system.slice/containerd.service"),
+			},
+			docker, docker,
+		},
+		{
+			"hybrid, only memory tells",
+			[]procfs.Cgroup{cg(8, "/", "pids"), cg(4, "/pod/1", "memory"), cg(9, "/", "name=systemd"), cg(0, "/")},
+			"/pod/1", "/",
+		},
+		{
+			"equals: v2 first",
+			[]procfs.Cgroup{cg(8, "/b", "pids"), cg(9, "/c", "name=systemd"), cg(0, "/a")},
+			"/a", "/b",
+		},
+	} {
+		if path, pids := chooseCgroups(tc.lines); path != tc.path || pids != tc.pids {
+			t.Errorf("%s: %q and %q, want %q and %q", tc.name, path, pids, tc.path, tc.pids)
+		}
+	}
+}
+
+func TestChain(t *testing.T) {
+	for _, tc := range []struct {
+		root, cgroup string
+		want         []string
+	}{
+		{"/", "/", []string{"."}},
+		{"/", "/a/b/c", []string{"a/b/c", "a/b", "a", "."}},
+		{"/a/b", "/a/b/c", []string{"c", "."}},
+		{"/a/b", "/a/b", []string{"."}},
+		{"/a/b", "/a/bc", nil},
+		{"/a/b", "/", nil},
+		{"/", "/../x", nil},
+		{"/", "/a/../../etc", nil},
+		{"/", "", nil},
+	} {
+		m := mount{root: tc.root, ok: true}
+		if got := m.chain(tc.cgroup); !slices.Equal(got, tc.want) {
+			t.Errorf("%s below %s: %q, want %q", tc.cgroup, tc.root, got, tc.want)
+		}
+	}
+	if got := (&mount{}).chain("/a"); got != nil {
+		t.Errorf("without a mount: %q", got)
+	}
+}
+
+func TestHidden(t *testing.T) {
+	ptrace := status{capEff: 1 << 19}
+	for _, tc := range []struct {
+		hidepid, gid string
+		st           status
+		want         string
+	}{
+		{"", "", status{}, ""},
+		{"off", "", status{}, ""},
+		{"2", "4242", status{}, "invisible"},
+		{"invisible", "4242", status{}, "invisible"},
+		{"1", "4242", status{groups: []int{1, 4242}}, ""},
+		{"noaccess", "4242", status{groups: []int{1}}, "noaccess"},
+		{"ptraceable", "4242", status{groups: []int{4242}}, "ptraceable"},
+		{"ptraceable", "", ptrace, ""},
+		{"invisible", "4242", ptrace, ""},
+	} {
+		options := map[string]string{"hidepid": tc.hidepid, "gid": tc.gid}
+		if got := hidden(options, &tc.st); got != tc.want {
+			t.Errorf("%+v: %q", tc, got)
+		}
+	}
+}

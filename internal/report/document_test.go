@@ -1,0 +1,252 @@
+package report
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"kzr/internal/task"
+)
+
+func children(n int) *task.Children {
+	c := &task.Children{Traced: 2, Tracer: 99, Leaders: 1}
+	for i := range n {
+		c.Reapable = append(c.Reapable, task.Zombie{PID: int32(1000 + i), Start: uint64(i), Since: time.Duration(i) * time.Second})
+	}
+	return c
+}
+
+func TestDocumentJSON(t *testing.T) {
+	p := NewParent(leaker(), children(3))
+	p.OldestSeconds, p.Verdict = 2.5, "watch"
+	deadline := 57.5
+	p.DeadlineSeconds = &deadline
+	got, err := EncodeJSON(Document{Time: noon, Host: "node1", Source: task.SourceBPF, Tasks: 300, Zombies: 6, Parents: []Parent{p}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"time":"2026-03-04T12:00:00.007Z","host":"node1","source":"bpf","tasks":300,"zombies":6,"parents":[` +
+		`{"pid":4242,"starttime":9917,"comm":"sh","exe":"/bin/busybox","cmdline":["sh","-c","while :; do :; done"],` +
+		`"uid":1000,"state":"S","cgroup":"","container":{"runtime":"containerd","id":"` + strings.Repeat("ab", 32) +
+		`","podUID":"u-1","pod":"api-7f","namespace":"prod","name":"app","image":"img:1"},"zombies":6,"countable":3,` +
+		`"oldestSeconds":2.5,"verdict":"watch","reason":"","deadlineSeconds":57.5}]}` + "\n"
+	if string(got) != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
+// No list and no map is null where a script iterates.
+func TestDocumentJSONEmpty(t *testing.T) {
+	got, _ := EncodeJSON(Document{})
+	if !strings.Contains(string(got), `"parents":[]`) {
+		t.Errorf("no parents: %s", got)
+	}
+	got, _ = EncodeJSON(Document{Parents: []Parent{NewParent(&task.Process{}, nil)}})
+	for _, want := range []string{`"cmdline":[]`, `"container":null`, `"deadlineSeconds":null`, `"state":""`} {
+		if !strings.Contains(string(got), want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	got, _ = EncodeJSON(NewDetail(&task.Process{}, nil, 0))
+	if n := strings.Count(string(got), "null"); n != 4 { // container, deadline, waits, pids
+		t.Errorf("%d nulls in %s", n, got)
+	}
+}
+
+func TestDocumentHostile(t *testing.T) {
+	for _, tt := range hostile {
+		p := leaker()
+		p.Comm, p.Exe, p.Cgroup, p.Cmdline = tt.raw, tt.raw, tt.raw, []string{tt.raw, tt.raw}
+		p.Container = &task.Container{Pod: tt.raw, Namespace: tt.raw, Name: tt.raw, ID: tt.raw, Image: tt.raw}
+		d := Document{Host: tt.raw, Parents: []Parent{NewParent(p, children(1))}} // the host is not sanitized by its maker
+		body, err := EncodeJSON(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkLine(t, string(body))
+		var back Document
+		if err := json.Unmarshal(body, &back); err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range []string{back.Parents[0].Comm, back.Parents[0].Exe, back.Parents[0].Cmdline[1], back.Parents[0].Container.Image} {
+			if got != tt.want {
+				t.Errorf("%s: %q reads as %q, want %q", tt.name, tt.raw, got, tt.want)
+			}
+		}
+		d.Parents[0].Comm, d.Parents[0].Reason = tt.raw, tt.raw
+		for _, width := range []int{0, 40, 80} {
+			var b strings.Builder
+			if err := WriteTable(&b, d, width); err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(b.String()) {
+				checkLine(t, line)
+			}
+			if n := strings.Count(b.String(), "\n"); n != 6 {
+				t.Errorf("%s: %d lines instead of 6:\n%s", tt.name, n, b.String())
+			}
+		}
+	}
+}
+
+func TestCmdlineIsBounded(t *testing.T) {
+	huge := slices.Repeat([]string{strings.Repeat("\x1b", 500)}, 100)
+	for _, args := range [][]string{huge, make([]string, 100_000), {strings.Repeat("a", 1<<20)}} {
+		p := NewParent(&task.Process{Cmdline: args}, nil)
+		total := 0
+		for _, a := range p.Cmdline {
+			total += len(a)
+		}
+		if total > maxText+len(cut) || len(p.Cmdline) > 1025 {
+			t.Errorf("%d arguments with %d bytes", len(p.Cmdline), total)
+		}
+		if !strings.HasSuffix(p.Cmdline[len(p.Cmdline)-1], cut) {
+			t.Error("a cut command line does not show it")
+		}
+	}
+}
+
+func TestSortAndLimit(t *testing.T) {
+	d := Document{Zombies: 100, Parents: []Parent{
+		{PID: 9, Countable: 1, Zombies: 1}, {PID: 4, Countable: 5, Zombies: 5}, {PID: 3, Countable: 5, Zombies: 5},
+		{PID: 8, Countable: 1, Zombies: 50}, {PID: 1, Countable: 60, Zombies: 60},
+	}}
+	d.Sort()
+	d.Limit(4)
+	var pids []int
+	for _, p := range d.Parents {
+		pids = append(pids, p.PID)
+	}
+	if want := []int{1, 3, 4, 8}; !slices.Equal(pids, want) || d.Omitted != 1 || d.Zombies != 100 {
+		t.Errorf("got %v and %d omitted, want %v and 1", pids, d.Omitted, want)
+	}
+}
+
+func TestWho(t *testing.T) {
+	long := strings.Repeat("0123456789", 6)
+	tests := []struct {
+		parent Parent
+		want   string
+	}{
+		{Parent{Container: &task.Container{Runtime: "containerd", Namespace: "prod", Pod: "api", Name: "app", ID: long}}, "prod/api/app"},
+		{Parent{Container: &task.Container{Namespace: "prod", Pod: "api", ID: long}}, "prod/api/012345678901"},
+		{Parent{Container: &task.Container{Runtime: "docker", ID: long}}, "docker:012345678901"},
+		{Parent{Container: &task.Container{Runtime: "lxc", Name: "web"}}, "lxc:web"},
+		{Parent{Cgroup: "/system.slice/nginx.service"}, "nginx.service"},
+		{Parent{Cgroup: "/system.slice/nginx.service/workers/"}, "nginx.service"},
+		{Parent{Cgroup: "/user.slice/user-1000.slice/session-3.scope"}, "session-3.scope"},
+		{Parent{Cgroup: "/", UID: 0}, "root"},
+		{Parent{Cgroup: "", UID: 1000}, "uid 1000"},
+	}
+	for _, tt := range tests {
+		if got := Who(tt.parent); got != tt.want {
+			t.Errorf("Who(%+v) = %q, want %q", tt.parent, got, tt.want)
+		}
+	}
+}
+
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 999 * time.Millisecond: "0s", 59 * time.Second: "59s", 312 * time.Second: "5m12s",
+		3*time.Hour + 5*time.Minute: "3h05m", 52 * time.Hour: "2d04h", 4000 * time.Hour: "166d16h",
+	} {
+		if got := Age(d); got != want {
+			t.Errorf("Age(%s) = %q, want %q", d, got, want)
+		}
+	}
+}
+
+func tableOf(t *testing.T, width int, parents ...Parent) string {
+	t.Helper()
+	var b strings.Builder
+	d := Document{Host: "node1", Source: task.SourceProc, Tasks: 4000, Parents: parents}
+	for _, p := range parents {
+		d.Zombies += p.Zombies
+	}
+	if err := WriteTable(&b, d, width); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestTable(t *testing.T) {
+	deadline := 42.0
+	const want = `node1: 70 zombies under 3 parents, 4000 tasks (proc)
+
+  PID  WHO           COMMAND   ZOMBIES  OLDEST  VERDICT
+ 4242  prod/api/app  sleep 1d       60   1m01s  spared rate_limited
+   17  sshd.service  [sshd]          8     20s  watch, due in 42s
+98765  uid 1000      [a]        0 of 2      0s  watch
+
+"N of M": the parent could reap N; a tracer or live threads hold the others
+`
+	got := tableOf(t, 80,
+		Parent{PID: 4242, Container: &task.Container{Namespace: "prod", Pod: "api", Name: "app"}, Cmdline: []string{"sleep", "1d"},
+			Zombies: 60, Countable: 60, OldestSeconds: 61, Verdict: "spared", Reason: "rate_limited"},
+		Parent{PID: 17, Cgroup: "/system.slice/sshd.service", Comm: "sshd", Zombies: 8, Countable: 8, OldestSeconds: 20,
+			Verdict: "watch", DeadlineSeconds: &deadline},
+		Parent{PID: 98765, UID: 1000, Comm: "a", Cmdline: []string{""}, Zombies: 2, Verdict: "watch"})
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := tableOf(t, 80); got != "node1: 0 zombies under 0 parents, 4000 tasks (proc)\n" {
+		t.Errorf("nothing to show: %q", got)
+	}
+}
+
+func TestTableFits(t *testing.T) {
+	wide := Parent{PID: 4194304, Container: &task.Container{Namespace: "production-eu", Pod: "haproxy-7d9f8b6c5-x2x4q", Name: "haproxy"},
+		Cmdline: []string{"/usr/sbin/haproxy", "-f", "/etc/haproxy/日本語の設定ファイル.cfg", strings.Repeat("x", 500)},
+		Zombies: 500000, Countable: 500000, OldestSeconds: 1e6, Verdict: "spared", Reason: "identity_changed"}
+	for _, width := range []int{80, 100, 200} {
+		for line := range strings.Lines(tableOf(t, width, wide)) {
+			if got := textWidth(strings.TrimSuffix(line, "\n")); got > width {
+				t.Errorf("%d columns at width %d: %s", got, width, line)
+			}
+		}
+	}
+	narrow := tableOf(t, 80, wide)
+	for _, want := range []string{"4194304", "prod", "oxy", "/usr/", "500000", "11d13h", "spared identity_changed"} {
+		if !strings.Contains(narrow, want) {
+			t.Errorf("no %q in\n%s", want, narrow)
+		}
+	}
+	if full := tableOf(t, 0, wide); !strings.Contains(full, strings.Repeat("x", 500)) {
+		t.Error("without a terminal the command is shortened")
+	}
+}
+
+func TestTableToClosedPipe(t *testing.T) {
+	broken := errors.New("broken pipe")
+	if err := WriteTable(failing{broken}, Document{}, 80); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+func TestDetail(t *testing.T) {
+	p := leaker()
+	p.SigBlocked, p.SigCaught, p.SigIgnored = 1<<16, 1<<14, 1<<16
+	p.NSPID = []int{4242, 1}
+	d := NewDetail(p, children(100), 200*time.Second)
+	if d.Signals != (Signals{Chld: "ignored", ChldBlocked: true, Term: "caught"}) {
+		t.Errorf("signals %+v", d.Signals)
+	}
+	if d.Countable != 100 || d.TracedZombies != 2 || d.ZombieTracer != 99 || d.DeadLeaders != 1 || d.Zombies != 103 {
+		t.Errorf("counts %+v", d)
+	}
+	// Number 0 has no Since: its age is not known, so it is not among the oldest.
+	if len(d.Sample) != sampleSize || d.Sample[0].PID != 1001 || *d.Sample[0].AgeSeconds != 199 || d.Sample[19].PID != 1020 {
+		t.Errorf("sample %+v", d.Sample)
+	}
+	d = NewDetail(p, children(3), 200*time.Second)
+	if len(d.Sample) != 3 || d.Sample[2].PID != 1000 || d.Sample[2].AgeSeconds != nil {
+		t.Errorf("sample %+v", d.Sample)
+	}
+}

@@ -1,0 +1,303 @@
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"kzr/internal/task"
+)
+
+var noon = time.Date(2026, 3, 4, 12, 0, 0, 7_000_000, time.UTC)
+
+func leaker() *task.Process {
+	return &task.Process{
+		ID: task.ID{PID: 4242, Start: 9917}, Comm: "sh", Exe: "/bin/busybox", UID: 1000, State: 'S',
+		Cmdline: []string{"sh", "-c", "while :; do :; done"},
+		Container: &task.Container{Runtime: "containerd", ID: strings.Repeat("ab", 32), PodUID: "u-1",
+			Pod: "api-7f", Namespace: "prod", Name: "app", Image: "img:1"},
+	}
+}
+
+func signalEvent() Event {
+	return Event{
+		Time: noon, Name: EventSignal, Message: "sent SIGTERM", Process: leaker(), Zombies: 60,
+		Oldest: 61500 * time.Millisecond, Rule: "tenants", Signal: "SIGTERM",
+	}
+}
+
+func logged(t *testing.T, format string, e Event) string {
+	t.Helper()
+	var b bytes.Buffer
+	e.Log(t.Context(), NewLogger(&b, format, "info"))
+	return b.String()
+}
+
+func TestEventText(t *testing.T) {
+	const want = `time=2026-03-04T12:00:00.007Z level=WARN event=signal msg="sent SIGTERM" pid=4242 starttime=9917 ` +
+		`comm=sh exe=/bin/busybox uid=1000 zombies=60 oldest=1m1.5s container=app pod=api-7f namespace=prod ` +
+		"rule=tenants signal=SIGTERM dry_run=false\n"
+	if got := logged(t, "text", signalEvent()); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
+func TestEventJSON(t *testing.T) {
+	const want = `{"time":"2026-03-04T12:00:00.007Z","level":"WARN","event":"signal","msg":"sent SIGTERM","pid":4242,` +
+		`"starttime":9917,"comm":"sh","exe":"/bin/busybox","uid":1000,"zombies":60,"oldest":61.5,"container":"app",` +
+		`"pod":"api-7f","namespace":"prod","rule":"tenants","signal":"SIGTERM","dry_run":false}` + "\n"
+	if got := logged(t, "json", signalEvent()); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
+// Only what applies is in a line.
+func TestEventKeys(t *testing.T) {
+	host := leaker()
+	host.Container = nil
+	unnamed := leaker()
+	unnamed.Container = &task.Container{Runtime: "docker", ID: "0123"}
+	tests := []struct {
+		name  string
+		event Event
+		want  string
+	}{
+		{"started", Event{Name: EventStarted, Attrs: []any{"version", "1.0", "mode", "ebpf"}},
+			"event msg version mode"},
+		{"suspect on the host", Event{Name: EventSuspect, Process: host, Zombies: 50, Oldest: time.Second},
+			"event msg pid starttime comm exe uid zombies oldest"},
+		{"id without names", Event{Name: EventSuspect, Process: unnamed, Zombies: 50},
+			"event msg pid starttime comm exe uid zombies container"},
+		{"reaped all", Event{Name: EventReaped, Process: host, Signal: "SIGCHLD"},
+			"event msg pid starttime comm exe uid zombies signal"},
+		{"dry run", Event{Name: EventSignal, Process: host, Zombies: 1, Signal: "SIGKILL", DryRun: true},
+			"event msg pid starttime comm exe uid zombies signal dry_run"},
+		{"spared", Event{Name: EventSpared, Process: host, Zombies: 1, Reason: "traced"},
+			"event msg pid starttime comm exe uid zombies reason"},
+		{"zombie", Event{Name: EventZombie, Process: host, Zombies: 1, Oldest: 1, Child: task.Zombie{PID: 7, Start: 8}},
+			"event msg pid starttime comm exe uid zombies oldest child child_starttime"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			line := logged(t, "json", tt.event)
+			var keys []string
+			dec := json.NewDecoder(strings.NewReader(line))
+			for depth, key := 0, true; ; {
+				tok, err := dec.Token()
+				if err != nil {
+					break
+				}
+				switch {
+				case tok == json.Delim('{'):
+					depth++
+				case tok == json.Delim('}'):
+					depth--
+				case depth == 1 && key:
+					keys = append(keys, tok.(string))
+					key = false
+				default:
+					key = true
+				}
+			}
+			if got := strings.Join(keys, " "); got != "time level "+tt.want {
+				t.Errorf("keys %q, want %q", got, "time level "+tt.want)
+			}
+		})
+	}
+}
+
+func TestEventLevels(t *testing.T) {
+	for _, name := range eventNames {
+		want := slog.LevelInfo
+		if name == EventSignal || name == EventGaveUp || name == EventLostEvents {
+			want = slog.LevelWarn
+		}
+		if got := (&Event{Name: name}).Level(); got != want {
+			t.Errorf("%s has level %v, want %v", name, got, want)
+		}
+	}
+}
+
+func TestLevels(t *testing.T) {
+	var b bytes.Buffer
+	log := NewLogger(&b, "text", "warn")
+	child := log.With("part", "probe")
+	Event{Name: EventSuspect}.Log(t.Context(), log)
+	child.Info("quiet")
+	if b.Len() > 0 {
+		t.Fatalf("level warn shows %s", b.String())
+	}
+	SetLevel(log, "debug")
+	child.Debug("loud")
+	if !strings.Contains(b.String(), "msg=loud part=probe") {
+		t.Fatalf("after SetLevel the log has %q", b.String())
+	}
+}
+
+type secret struct{}
+
+func (secret) LogValue() slog.Value { return slog.StringValue("resolved\n") }
+
+type panics struct{}
+
+func (panics) String() string { panic("a value that cannot be shown") }
+
+func TestLogValues(t *testing.T) {
+	tests := []struct {
+		name       string
+		args       []any
+		text, json string
+	}{
+		{"error", []any{"err", errors.New("a\nb")}, `err="a\nb"`, `"err":"a\\nb"`},
+		{"list", []any{"argv", []string{"a\x1b", `b"`}}, `argv="[a\x1b b\"]"`, `"argv":["a\\x1b","b\""]`},
+		{"valuer", []any{"v", secret{}}, `v="resolved\n"`, `"v":"resolved\\n"`},
+		{"group", []any{slog.Group("g", "a", 1, slog.Group("h", "b", true))}, `g.a=1 g.h.b=true`, `"g.a":1,"g.h.b":true`},
+		{"duration", []any{"d", 1500 * time.Millisecond}, `d=1.5s`, `"d":1.5`},
+		{"float", []any{"f", 0.85}, `f=0.85`, `"f":0.85`},
+		{"empty", []any{"s", ""}, `s=""`, `"s":""`},
+		{"forged pair", []any{"s", `x" event="signal`}, `s="x\" event=\"signal"`, `"s":"x\" event=\"signal"`},
+		{"backslash at the end", []any{"s", `x y\`}, `s="x y\\"`, `"s":"x y\\"`},
+		{"equals", []any{"s", "a=b"}, `s="a=b"`, `"s":"a=b"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for format, want := range map[string]string{"text": tt.text + "\n", "json": tt.json + "}\n"} {
+				var b bytes.Buffer
+				NewLogger(&b, format, "info").Info("m", tt.args...)
+				if !strings.HasSuffix(b.String(), want) {
+					t.Errorf("%s: %q does not end in %q", format, b.String(), want)
+				}
+			}
+		})
+	}
+	var b bytes.Buffer
+	log := NewLogger(&b, "json", "info")
+	log.Info("m", "v", panics{})
+	log.Info("m", "nan", 0/zero)
+	log.WithGroup("g").With("a", 1).Info("m", "b", 2)
+	for line := range strings.Lines(b.String()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %s", line)
+		}
+	}
+	if !strings.Contains(b.String(), `"g.a":1,"g.b":2`) {
+		t.Errorf("groups are lost: %s", b.String())
+	}
+}
+
+var zero float64
+
+// Whatever a process calls itself, a record is one line of visible runes that
+// reads back as one record.
+func TestLogHostile(t *testing.T) {
+	raws := []string{strings.Repeat("\x1b[2J\n", 4096), `"} {"event":"signal"`, `\`, `" pid=1`}
+	for _, tt := range hostile {
+		raws = append(raws, tt.raw)
+	}
+	for _, raw := range raws {
+		e := signalEvent()
+		e.Process.Comm, e.Process.Exe, e.Rule = raw, raw, raw
+		e.Process.Container = &task.Container{Runtime: raw, ID: raw, Pod: raw, Namespace: raw, Name: raw}
+		e.Attrs = []any{"cgroup", raw, "err", fmt.Errorf("reading %s", raw)}
+
+		line := logged(t, "json", e)
+		checkLine(t, line)
+		var got map[string]any
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%q: %v in %s", raw, err, line)
+		}
+		for _, key := range []string{"comm", "exe", "rule", "container", "pod", "namespace", "cgroup"} {
+			if s, ok := got[key].(string); raw != "" && (!ok || s != Sanitize(raw)) {
+				t.Errorf("%s of %q is %q", key, raw, s)
+			}
+		}
+		if got["event"] != EventSignal || got["pid"] != 4242.0 {
+			t.Errorf("%q forged the event or the pid: %s", raw, line)
+		}
+
+		line = logged(t, "text", e)
+		checkLine(t, line)
+		pairs := parseText(t, line)
+		if pairs["event"] != EventSignal || pairs["pid"] != "4242" {
+			t.Errorf("%q forged the event or the pid: %s", raw, line)
+		}
+		if utf8.ValidString(raw) && len(raw) < 100 && pairs["cgroup"] != raw {
+			t.Errorf("%q reads back as %q from %s", raw, pairs["cgroup"], line)
+		}
+	}
+}
+
+func checkLine(t *testing.T, line string) {
+	t.Helper()
+	if len(line) > 128<<10 {
+		t.Errorf("a line of %d bytes", len(line))
+	}
+	body, ok := strings.CutSuffix(line, "\n")
+	if !ok || !utf8.ValidString(line) {
+		t.Fatalf("not a line of UTF-8: %q", line)
+	}
+	for _, r := range body {
+		if r < ' ' || r == 0x7f || r > 0x7f && !visible(r) {
+			t.Fatalf("%U in %q", r, line)
+		}
+	}
+}
+
+// parseText reads key=value pairs as a log shipper does; a key that comes twice
+// is an error.
+func parseText(t *testing.T, line string) map[string]string {
+	t.Helper()
+	pairs := make(map[string]string)
+	for line = strings.TrimSuffix(line, "\n"); line != ""; line = strings.TrimPrefix(line, " ") {
+		key, rest, ok := strings.Cut(line, "=")
+		if !ok || strings.Contains(key, " ") {
+			t.Fatalf("no pair at %q", line)
+		}
+		value := rest
+		if strings.HasPrefix(rest, `"`) {
+			quoted, err := strconv.QuotedPrefix(rest)
+			if err != nil {
+				t.Fatalf("bad quotes at %q", rest)
+			}
+			value, _ = strconv.Unquote(quoted)
+			line = rest[len(quoted):]
+		} else {
+			value, _, _ = strings.Cut(rest, " ")
+			line = rest[len(value):]
+		}
+		if _, twice := pairs[key]; twice {
+			t.Fatalf("%s comes twice", key)
+		}
+		pairs[key] = value
+	}
+	return pairs
+}
+
+// The stream, its client's type and the JSON log agree on every key.
+func TestStreamEventHasTheLogsKeys(t *testing.T) {
+	e := signalEvent()
+	e.Reason, e.DryRun, e.Child = "traced", true, task.Zombie{PID: 7, Start: 8}
+	dec := json.NewDecoder(strings.NewReader(logged(t, "json", e)))
+	dec.DisallowUnknownFields()
+	var s StreamEvent
+	if err := dec.Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	if s != e.Stream() {
+		t.Errorf("the log says %+v, Stream %+v", s, e.Stream())
+	}
+	again, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := bytes.Count(again, []byte(`":`)); got != strings.Count(logged(t, "json", e), `":`) {
+		t.Errorf("keys are lost: %s", again)
+	}
+}

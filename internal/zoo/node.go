@@ -1,0 +1,170 @@
+package zoo
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Within calls ok until it returns true, and fails the test if it has not after
+// d. What says what was waited for.
+func Within(t testing.TB, d time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("after %v still not: %s", d, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// State is the state of a task as in /proc/PID/stat, 0 if it is gone.
+func State(pid int) byte {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	i := bytes.LastIndex(stat, []byte(") "))
+	if err != nil || i < 0 {
+		return 0
+	}
+	return stat[i+2]
+}
+
+// Children are the children of a process, dead or alive.
+func Children(pid int) []int {
+	var all []int
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // a thread that vanished has none
+		for field := range strings.FieldsSeq(string(text)) {
+			child, _ := strconv.Atoi(field)
+			all = append(all, child)
+		}
+	}
+	return all
+}
+
+// Zombies is the number of children of a process that are in state Z, for
+// whatever reason.
+func Zombies(pid int) int {
+	n := 0
+	for _, child := range Children(pid) {
+		if State(child) == 'Z' {
+			n++
+		}
+	}
+	return n
+}
+
+// Install puts a copy of the program at path, which must be free, until the test
+// ends. The step exec=PATH runs it.
+func Install(t testing.TB, path string) {
+	t.Helper()
+	program, err := os.ReadFile(Build(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	_, err = f.Write(program)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A Cgroup is one that a test made. A zoo enters it by the step cgroup=DIR.
+type Cgroup struct {
+	Dir string // where its files are
+	t   testing.TB
+	v2  bool
+}
+
+// NewCgroup makes a cgroup with the given controller (pids or freezer; on cgroup
+// v2 the freezer is built in), at path below the hierarchy's root, and removes
+// it, with the parents it had to make, when the test ends. Make it before the
+// zoo that is to enter it, so that it is empty by then.
+func NewCgroup(t testing.TB, controller, path string) *Cgroup {
+	t.Helper()
+	root := "/sys/fs/cgroup"
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		t.Fatalf("statfs %s: %v", root, err)
+	}
+	c := &Cgroup{t: t, v2: st.Type == unix.CGROUP2_SUPER_MAGIC}
+	if !c.v2 {
+		root = filepath.Join(root, controller)
+	}
+	c.Dir = root
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if c.v2 && controller != "freezer" {
+			c.write("cgroup.subtree_control", "+"+controller)
+		}
+		c.Dir = filepath.Join(c.Dir, name)
+		dir := c.Dir
+		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			// Its last process was reaped, but may be accounted for a moment.
+			Within(t, patience, "removing "+dir, func() bool { return os.Remove(dir) == nil })
+		})
+	}
+	return c
+}
+
+func (c *Cgroup) write(file, text string) {
+	c.t.Helper()
+	if err := os.WriteFile(filepath.Join(c.Dir, file), []byte(text), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// SetPidsMax limits the number of its tasks, zombies among them.
+func (c *Cgroup) SetPidsMax(n int) {
+	c.t.Helper()
+	c.write("pids.max", strconv.Itoa(n))
+}
+
+// Freeze stops everything in it, and returns when it has. When the test ends it
+// is thawed: on cgroup v1 nothing frozen can be killed.
+func (c *Cgroup) Freeze() {
+	c.t.Helper()
+	c.t.Cleanup(c.Thaw)
+	file, line := "freezer.state", "FROZEN"
+	if c.v2 {
+		c.write("cgroup.freeze", "1")
+		file, line = "cgroup.events", "frozen 1"
+	} else {
+		c.write("freezer.state", "FROZEN")
+	}
+	Within(c.t, patience, "frozen: "+c.Dir, func() bool {
+		text, _ := os.ReadFile(filepath.Join(c.Dir, file))
+		return bytes.Contains(text, []byte(line))
+	})
+}
+
+// Thaw lets it go on.
+func (c *Cgroup) Thaw() {
+	c.t.Helper()
+	if c.v2 {
+		c.write("cgroup.freeze", "0")
+	} else {
+		c.write("freezer.state", "THAWED")
+	}
+}

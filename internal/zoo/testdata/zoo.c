@@ -1,0 +1,1505 @@
+// zoo: one small program that can be every kind of process kzr has to judge.
+//
+// It is driven by a script. Each argument is one step, run in order:
+//
+//	zoo leak=60 serve                      60 zombies, never waits
+//	zoo in=pidns,proc leak=60 serve        the same as the init of a pid namespace
+//	zoo leak=60 chld=reap serve            reaps on the next SIGCHLD
+//	zoo fork { name=kid leak=5 serve } serve
+//
+// A step is `verb` or `verb=value,value,key=value`; \xHH in a value is that byte.
+// `fork`, `churn` and `hold` take a block in braces, the script of a child. The
+// table `steps` at the end of the file lists them all.
+//
+// The first process is the keeper: a subreaper that starts the script in a
+// child called "main", reaps whatever falls to it, and at the end kills until
+// waitpid() says that it has no child left. Every orphan falls to the keeper,
+// unless a subreaper or namespace init of the script's own takes it, so that
+// is proof that nothing of the zoo is left. It ends when its harness closes the
+// socket ZOO_REPORT (a file descriptor number), or without one when main ends
+// or on SIGTERM or SIGINT.
+//
+// Every process with a name says "hello NAME" on that socket when it is ready:
+// the kernel adds its pid in the receiver's namespace, and it passes along the
+// other end of a socket of its own, over which further steps can be sent. They
+// are answered with "ok RESULT" or "err REASON". Without a harness, standard
+// input and output are used for that, one line each.
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_TOKENS 4096
+#define MAX_PARTS 64
+#define MSEC 1000000L // in nanoseconds
+
+// What a process of the zoo is.
+static struct {
+	const char *name; // NULL: nobody needs to talk to it
+	int report;       // the harness's socket, -1 if there is none
+	int ready;        // a byte here says "set up" to whoever forked it, or -1
+	int ctl;          // steps come in here; -1 until ready, or closed
+	bool said;        // that it is ready
+	bool serving;
+	bool awaited;     // somebody waits for the answer to the current step
+} self = { .report = -1, .ready = -1, .ctl = -1 };
+
+// What it did, shown by the step `count`.
+static volatile long made, failed, reaped, chlds, terms;
+
+static char result[256]; // of the step that runs, for its answer
+
+// ---- Small things -----------------------------------------------------------
+
+static void answer(const char *verdict, const char *text)
+{
+	char buf[512];
+	int n = snprintf(buf, sizeof(buf), "%s %s\n", verdict, text);
+
+	if (self.report < 0)
+		dprintf(STDOUT_FILENO, "%s", buf);
+	else if (self.ctl >= 0)
+		send(self.ctl, buf, n - 1, MSG_NOSIGNAL);
+	self.awaited = false;
+}
+
+// die ends a process that cannot do what the script says. The harness makes
+// that a failed test.
+__attribute__((noreturn, format(printf, 1, 2))) static void die(const char *fmt, ...)
+{
+	char text[400], buf[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	int n = snprintf(buf, sizeof(buf), "fail %s: %s", self.name ? self.name : "-", text);
+	dprintf(STDERR_FILENO, "zoo: %s\n", buf);
+	if (self.awaited)
+		answer("err", text);
+	if (self.report >= 0)
+		send(self.report, buf, n, MSG_NOSIGNAL);
+	_exit(99);
+}
+
+__attribute__((format(printf, 1, 2))) static void say(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(result, sizeof(result), fmt, ap);
+	va_end(ap);
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000L + ts.tv_nsec;
+}
+
+// nap sleeps for the whole time, whatever signals arrive.
+static void nap(int64_t ns)
+{
+	struct timespec ts = { ns / 1000000000L, ns % 1000000000L };
+
+	while (ns > 0 && nanosleep(&ts, &ts) < 0 && errno == EINTR)
+		;
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		die("writing %s: %m", path);
+	close(fd);
+}
+
+// wait_dead waits until a child is a zombie, without reaping it and without
+// sitting in wait(): the kernel must see a parent that does not wait. Somebody
+// who was reaped already is dead too.
+static void wait_dead(pid_t pid)
+{
+	int fd = syscall(SYS_pidfd_open, pid, 0);
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	if (fd < 0)
+		return;
+	while (poll(&p, 1, -1) < 0 && errno == EINTR)
+		;
+	close(fd);
+}
+
+// ---- Steps and their arguments ------------------------------------------------
+
+// One step with its arguments. The pointers go into the script.
+struct step {
+	const char *verb;
+	int parts;
+	char *part[MAX_PARTS]; // decoded; part[parts] is NULL
+	char **block;          // the child's script, ends in NULL; or NULL
+	char **rest;           // the steps after this one
+};
+
+static void run(char **script);
+static void serve(void);
+
+static void decode(char *s)
+{
+	char *out = s;
+
+	for (; *s; s++) {
+		unsigned int byte;
+
+		if (s[0] == '\\' && s[1] == 'x' && isxdigit(s[2]) && isxdigit(s[3])) {
+			sscanf(s + 2, "%2x", &byte);
+			*out++ = byte;
+			s += 3;
+		} else {
+			*out++ = *s;
+		}
+	}
+	*out = 0;
+}
+
+// opt finds "key=value" or the bare "key" (value "") among the parts.
+static const char *opt(const struct step *s, const char *key)
+{
+	size_t n = strlen(key);
+
+	for (int i = 0; i < s->parts; i++) {
+		if (strncmp(s->part[i], key, n) == 0) {
+			if (s->part[i][n] == '=')
+				return s->part[i] + n + 1;
+			if (s->part[i][n] == 0)
+				return "";
+		}
+	}
+	return NULL;
+}
+
+static long number(const struct step *s, const char *text)
+{
+	char *end;
+	long n = strtol(text, &end, 10);
+
+	if (end == text || *end)
+		die("%s: \"%s\" is not a number", s->verb, text);
+	return n;
+}
+
+static long opt_number(const struct step *s, const char *key, long otherwise)
+{
+	const char *text = opt(s, key);
+
+	return text ? number(s, text) : otherwise;
+}
+
+static const char *arg(const struct step *s, int i)
+{
+	if (i >= s->parts)
+		die("%s needs %d arguments", s->verb, i + 1);
+	return s->part[i];
+}
+
+static bool is(const struct step *s, const char *word)
+{
+	return strcmp(arg(s, 0), word) == 0;
+}
+
+// ---- Becoming ready, and new processes -----------------------------------------
+
+// say_ready makes the process known, with a socket to talk to it, and lets the
+// one that forked it go on.
+static void say_ready(void)
+{
+	if (self.said)
+		return;
+	self.said = true;
+	if (self.report < 0) {
+		if (self.name && strcmp(self.name, "main") == 0)
+			self.ctl = STDIN_FILENO;
+	} else if (self.name) {
+		int pair[2];
+		char text[128];
+		union {
+			char buf[CMSG_SPACE(sizeof(int))];
+			struct cmsghdr align;
+		} control = { 0 };
+
+		if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) < 0)
+			die("socketpair: %m");
+		struct iovec iov = { text, snprintf(text, sizeof(text), "hello %s", self.name) };
+		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+				      .msg_control = control.buf, .msg_controllen = sizeof(control.buf) };
+		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &pair[1], sizeof(int));
+		if (sendmsg(self.report, &msg, MSG_NOSIGNAL) < 0)
+			die("hello: %m");
+		close(pair[1]);
+		self.ctl = pair[0];
+	}
+	if (self.ready >= 0) {
+		(void)!write(self.ready, "+", 1);
+		close(self.ready);
+		self.ready = -1;
+	}
+}
+
+static void quit_background(void);
+
+// newborn makes a forked child a process of its own: nothing of what its parent
+// was or did to its signals stays.
+static void newborn(int ready)
+{
+	sigset_t none;
+
+	if (self.ctl >= 0)
+		close(self.ctl);
+	if (self.ready >= 0)
+		close(self.ready);
+	self.name = NULL;
+	self.ctl = -1;
+	self.ready = ready;
+	self.said = self.serving = self.awaited = false;
+	made = failed = reaped = chlds = terms = 0;
+	quit_background();
+	signal(SIGCHLD, SIG_DFL);
+	signal(SIGTERM, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+// Options of a new process: pidns, mntns, userns[=BASE] (ids 0 to 999 are BASE
+// and up outside, 100000 if not given), proc (a fresh /proc in a mount
+// namespace of its own), tid=N (that pid), sig=N (its exit signal).
+//
+// create returns as fork() does. The child runs only once its ids are mapped.
+static pid_t create(const struct step *s)
+{
+	unsigned long flags = 0;
+	int sync[2];
+	char go;
+
+	if (opt(s, "pidns"))
+		flags |= CLONE_NEWPID;
+	if (opt(s, "mntns") || opt(s, "proc"))
+		flags |= CLONE_NEWNS;
+	if (opt(s, "userns"))
+		flags |= CLONE_NEWUSER;
+	long sig = opt_number(s, "sig", SIGCHLD), tid = opt_number(s, "tid", 0);
+
+	if (pipe2(sync, O_CLOEXEC) < 0)
+		die("pipe: %m");
+	pid_t pid;
+	if (!flags && !tid && sig == SIGCHLD) {
+		pid = fork();
+	} else if (!tid) {
+		pid = syscall(SYS_clone, flags | sig, 0, 0, 0, 0);
+	} else {
+		pid_t want = tid;
+		struct clone_args ca = { .flags = flags, .exit_signal = sig,
+					 .set_tid = (uintptr_t)&want, .set_tid_size = 1 };
+
+		pid = syscall(SYS_clone3, &ca, sizeof(ca));
+	}
+	if (pid < 0)
+		die("%s: %m", s->verb);
+	if (pid > 0) {
+		close(sync[0]);
+		if (opt(s, "userns")) {
+			char path[64], map[64];
+			const char *base = *opt(s, "userns") ? opt(s, "userns") : "100000";
+
+			snprintf(map, sizeof(map), "0 %s 1000\n", base);
+			snprintf(path, sizeof(path), "/proc/%d/uid_map", pid);
+			write_file(path, map);
+			snprintf(path, sizeof(path), "/proc/%d/gid_map", pid);
+			write_file(path, map);
+		}
+		close(sync[1]); // go
+		return pid;
+	}
+
+	close(sync[1]);
+	(void)!read(sync[0], &go, 1);
+	close(sync[0]);
+	if (opt(s, "userns") && (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0))
+		die("becoming root of the user namespace: %m");
+	if (opt(s, "userns")) // that took it away, and with it its own /proc/PID
+		prctl(PR_SET_DUMPABLE, 1);
+	if ((flags & CLONE_NEWNS) && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		die("making mounts private: %m");
+	if (opt(s, "proc") && mount("proc", "/proc", "proc", 0, NULL) < 0)
+		die("mounting /proc: %m");
+	return 0;
+}
+
+// await_ready returns when the child is set up, or has ended instead.
+static void await_ready(int pipe_end[2])
+{
+	char c;
+
+	close(pipe_end[1]);
+	while (read(pipe_end[0], &c, 1) < 0 && errno == EINTR)
+		;
+	close(pipe_end[0]);
+}
+
+__attribute__((noreturn)) static void child(int ready[2], char **script)
+{
+	close(ready[0]);
+	newborn(ready[1]);
+	run(script);
+	_exit(0);
+}
+
+static void do_fork(struct step *s)
+{
+	int ready[2];
+
+	if (pipe(ready) < 0)
+		die("pipe: %m");
+	pid_t pid = create(s);
+	if (pid == 0)
+		child(ready, s->block);
+	await_ready(ready);
+	made++;
+	say("%d", pid);
+}
+
+// churn: forks until the kernel hands out the pid; whoever gets it runs the
+// block. for=MS bounds the time.
+static void do_churn(struct step *s)
+{
+	pid_t want = number(s, arg(s, 0)), pid;
+	int64_t end = now_ns() + opt_number(s, "for", 60000) * MSEC;
+	pid_t last = 0;
+
+	while (now_ns() < end) {
+		// Far from it a vfork will do, which costs half. Close to it,
+		// each child could be the one.
+		if (last < want - 16 || last >= want) {
+			pid = vfork();
+			if (pid == 0)
+				_exit(0);
+			// This child got it, and is a zombie: free the pid and
+			// go round once more.
+		} else {
+			int ready[2];
+
+			if (pipe(ready) < 0)
+				die("pipe: %m");
+			pid = fork();
+			if (pid == 0 && getpid() == want)
+				child(ready, s->block);
+			if (pid == 0)
+				_exit(0);
+			await_ready(ready);
+			if (pid == want) {
+				say("%d", pid);
+				return;
+			}
+		}
+		if (pid < 0)
+			die("churn: %m");
+		last = pid;
+		waitpid(pid, NULL, 0);
+	}
+	die("churn: pid %d did not come", want);
+}
+
+// ---- Children that become zombies ---------------------------------------------
+
+struct brood {
+	long count;  // 0: without end
+	long rate;   // per second, 0: as fast as it goes
+	long sig;    // exit signal
+	bool full;   // a fork that fails is no error: the table may be full
+	bool async;  // do not make sure that they are dead
+	bool plain;  // fork, not vfork
+};
+
+static struct brood brood_of(const struct step *s)
+{
+	struct brood b = {
+		.count = number(s, arg(s, 0)),
+		.rate = opt_number(s, "rate", 0),
+		.sig = opt_number(s, "sig", SIGCHLD),
+		.full = opt(s, "full"),
+		.async = opt(s, "async"),
+		.plain = opt(s, "plain"),
+	};
+
+	if (b.sig && b.sig != SIGCHLD) // else the first one ends the parent
+		signal(b.sig, SIG_IGN);
+	return b;
+}
+
+// bear makes one child that ends at once; -1 if it cannot.
+static pid_t bear(const struct brood *b)
+{
+	pid_t pid;
+
+	if (b->sig == SIGCHLD && !b->plain)
+		pid = vfork();
+	else
+		pid = syscall(SYS_clone, b->sig, 0, 0, 0, 0);
+	if (pid == 0)
+		_exit(0);
+	if (pid > 0)
+		made++;
+	else if (b->full)
+		failed++;
+	else
+		die("fork: %m");
+	return pid;
+}
+
+static long leak(const struct brood *b)
+{
+	int64_t start = now_ns();
+	long n = 0;
+
+	for (; n < b->count; n++) {
+		if (b->rate > 0)
+			nap(start + n * (1000000000L / b->rate) - now_ns());
+		pid_t pid = bear(b);
+		if (pid < 0)
+			break;
+		if (!b->async)
+			wait_dead(pid);
+	}
+	return n;
+}
+
+static void *leak_thread(void *arg)
+{
+	void **box = arg;
+
+	leak(box[0]);
+	close((int)(intptr_t)box[1]);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static void do_leak(struct step *s)
+{
+	struct brood b = brood_of(s);
+
+	if (!opt(s, "thread")) {
+		say("%ld", leak(&b));
+		return;
+	}
+	// From a second thread, which lives on.
+	int done[2];
+	pthread_t t;
+
+	if (pipe2(done, O_CLOEXEC) < 0)
+		die("pipe: %m");
+	void *box[2] = { &b, (void *)(intptr_t)done[1] };
+	if (pthread_create(&t, NULL, leak_thread, box) != 0)
+		die("pthread_create failed");
+	char c;
+	while (read(done[0], &c, 1) < 0 && errno == EINTR)
+		;
+	close(done[0]);
+	say("%ld", b.count);
+}
+
+// reap=N waits for N children of any kind, reap=all for all that there are,
+// reap=now for those that are dead. pid=P for that one.
+static void do_reap(struct step *s)
+{
+	const char *pid = opt(s, "pid");
+	long n = 0, want = LONG_MAX;
+	int flags = __WALL;
+
+	if (pid)
+		want = 1;
+	else if (is(s, "now"))
+		flags |= WNOHANG;
+	else if (!is(s, "all"))
+		want = number(s, arg(s, 0));
+	while (n < want) {
+		pid_t got = waitpid(pid ? number(s, pid) : -1, NULL, flags);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			break;
+		n++;
+	}
+	reaped += n;
+	if (want != LONG_MAX && n < want)
+		die("reap: only %ld children", n);
+	say("%ld", n);
+}
+
+// ---- Work in the background of `serve` ------------------------------------------
+
+static struct {
+	// tick does what is due and returns how many milliseconds it can wait;
+	// -1 when it is over.
+	int (*tick)(void);
+	struct brood brood;
+	int64_t start, end; // end 0: never
+	long done;
+	long percent; // of each hundred children, reaped at once
+	long n, every, hold;
+	struct {
+		pid_t pid;
+		int64_t born;
+	} *young;
+	long head, alive;
+	int kids;
+} bg;
+
+static void quit_background(void)
+{
+	bg.tick = NULL;
+}
+
+static void background(int (*tick)(void), const struct step *s)
+{
+	free(bg.young);
+	memset(&bg, 0, sizeof(bg));
+	bg.start = now_ns();
+	long ms = opt_number(s, "for", 0);
+	bg.end = ms ? bg.start + ms * MSEC : 0;
+	bg.tick = tick;
+}
+
+// due says how many of the things that happen `rate` times a second are due, at
+// most 256 at a time so that commands are heard; 0 with the wait in *ms.
+static long due(long rate, int *ms)
+{
+	*ms = 0;
+	if (rate == 0)
+		return 256;
+	long n = (double)(now_ns() - bg.start) * rate / 1e9 - bg.done;
+	if (n <= 0)
+		*ms = 1 + 1000 / rate / 2;
+	return n > 256 ? 256 : n;
+}
+
+static int storm_tick(void)
+{
+	int ms;
+
+	for (long n = due(bg.brood.rate, &ms); n > 0; n--) {
+		if (bg.brood.count && bg.done == bg.brood.count)
+			return -1;
+		if (bear(&bg.brood) < 0)
+			return 10; // the table is full: try again
+		bg.done++;
+		for (long i = 0; bg.done % 100 == 0 && i < bg.percent; i++)
+			if (waitpid(-1, NULL, __WALL) > 0)
+				reaped++;
+	}
+	return ms;
+}
+
+// storm=N,rate=R,for=MS,reap=P: leaks in the background, N children (0: without
+// end), and reaps P of each hundred.
+static void do_storm(struct step *s)
+{
+	struct brood b = brood_of(s);
+
+	background(storm_tick, s);
+	bg.brood = b;
+	bg.brood.full = true;
+	bg.percent = opt_number(s, "reap", 0);
+}
+
+static int fresh_tick(void)
+{
+	struct brood b = { .sig = SIGCHLD };
+	int64_t now = now_ns();
+
+	while (bg.alive > 0 && now - bg.young[bg.head].born >= bg.hold * MSEC) {
+		if (waitpid(bg.young[bg.head].pid, NULL, 0) > 0)
+			reaped++;
+		bg.head = (bg.head + 1) % bg.n;
+		bg.alive--;
+	}
+	// Spread over the time that they are kept, so that some are always there.
+	if (bg.alive < bg.n && now >= bg.start + bg.done * bg.hold * MSEC / bg.n) {
+		long at = (bg.head + bg.alive) % bg.n;
+
+		bg.young[at].pid = bear(&b);
+		bg.young[at].born = now;
+		bg.alive++;
+		bg.done++;
+	}
+	return bg.n >= bg.hold ? 1 : bg.hold / bg.n / 2 + 1;
+}
+
+// fresh=K,age=MS: always about K zombies, each reaped when it is MS old.
+static void do_fresh(struct step *s)
+{
+	background(fresh_tick, s);
+	bg.n = number(s, arg(s, 0));
+	bg.hold = opt_number(s, "age", 200);
+	bg.young = calloc(bg.n, sizeof(*bg.young));
+	if (!bg.young)
+		die("out of memory");
+}
+
+static int burst_tick(void)
+{
+	int64_t now = now_ns();
+
+	if (bg.kids > 0) {
+		if (now < bg.start + bg.hold * MSEC)
+			return (bg.start + bg.hold * MSEC - now) / MSEC + 1;
+		for (; bg.kids > 0; bg.kids--)
+			if (waitpid(-1, NULL, 0) > 0)
+				reaped++;
+	}
+	if (now < bg.start + bg.every * MSEC && bg.done > 0)
+		return (bg.start + bg.every * MSEC - now) / MSEC + 1;
+
+	int gate[2];
+	char c;
+
+	if (pipe(gate) < 0)
+		die("pipe: %m");
+	for (long i = 0; i < bg.n; i++) {
+		pid_t pid = fork();
+		if (pid < 0)
+			die("fork: %m");
+		if (pid == 0) {
+			close(gate[1]);
+			(void)!read(gate[0], &c, 1);
+			_exit(0);
+		}
+		bg.kids++;
+		made++;
+	}
+	close(gate[0]);
+	close(gate[1]); // all die at once
+	bg.start = now_ns();
+	bg.done++;
+	return bg.hold;
+}
+
+// burst=N,every=MS,hold=MS: N children die at once and are reaped together after
+// `hold`, again and again.
+static void do_burst(struct step *s)
+{
+	background(burst_tick, s);
+	bg.n = number(s, arg(s, 0));
+	bg.every = opt_number(s, "every", 2000);
+	bg.hold = opt_number(s, "hold", 500);
+}
+
+static int flash_tick(void)
+{
+	int ms;
+
+	for (long n = due(bg.brood.rate, &ms); n > 0; n--) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			for (int i = 0; i < bg.kids; i++)
+				if (vfork() == 0)
+					_exit(0);
+			_exit(0);
+		}
+		if (pid < 0)
+			return 10;
+		made++;
+		bg.done++;
+		if (waitpid(pid, NULL, 0) > 0)
+			reaped++;
+	}
+	return ms;
+}
+
+// flash=R,kids=K: R parents a second, each of which leaves K zombies and ends at
+// once. The keeper inherits the zombies, and reaps.
+static void do_flash(struct step *s)
+{
+	background(flash_tick, s);
+	bg.brood.rate = number(s, arg(s, 0));
+	bg.kids = opt_number(s, "kids", 3);
+}
+
+static void do_quiet(struct step *s)
+{
+	(void)s;
+	quit_background();
+}
+
+// ---- Signals ----------------------------------------------------------------------
+
+static long reap_at_most;
+static long term_delay_ms;
+
+static void on_chld(int sig)
+{
+	int saved = errno;
+
+	(void)sig;
+	chlds++;
+	for (long i = 0; i < reap_at_most && waitpid(-1, NULL, WNOHANG) > 0; i++)
+		reaped++;
+	errno = saved;
+}
+
+static void on_term(int sig)
+{
+	(void)sig;
+	terms++;
+	if (term_delay_ms >= 0) {
+		nap(term_delay_ms * MSEC);
+		_exit(0);
+	}
+}
+
+static void dispose(int sig, void (*handler)(int), int flags)
+{
+	struct sigaction sa = { .sa_handler = handler, .sa_flags = flags | SA_RESTART };
+
+	sigaction(sig, &sa, NULL);
+}
+
+static void block(int sig, bool on)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, sig);
+	pthread_sigmask(on ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+// chld=default|ignore|nocldwait|block|count|reap[,n=N]: what SIGCHLD does. `reap`
+// reaps at most N per signal (all of them if not given).
+static void do_chld(struct step *s)
+{
+	reap_at_most = 0;
+	if (is(s, "default"))
+		dispose(SIGCHLD, SIG_DFL, 0);
+	else if (is(s, "ignore"))
+		dispose(SIGCHLD, SIG_IGN, 0);
+	else if (is(s, "nocldwait"))
+		dispose(SIGCHLD, SIG_DFL, SA_NOCLDWAIT);
+	else if (is(s, "count"))
+		dispose(SIGCHLD, on_chld, 0);
+	else if (is(s, "reap")) {
+		reap_at_most = opt_number(s, "n", LONG_MAX);
+		dispose(SIGCHLD, on_chld, 0);
+	} else if (!is(s, "block"))
+		die("chld: unknown \"%s\"", s->part[0]);
+	block(SIGCHLD, is(s, "block"));
+}
+
+// term=default|ignore|block|count|exit[,ms=MS]: what SIGTERM does. `exit` may
+// take its time.
+static void do_term(struct step *s)
+{
+	term_delay_ms = -1;
+	if (is(s, "default"))
+		dispose(SIGTERM, SIG_DFL, 0);
+	else if (is(s, "ignore"))
+		dispose(SIGTERM, SIG_IGN, 0);
+	else if (is(s, "count"))
+		dispose(SIGTERM, on_term, 0);
+	else if (is(s, "exit")) {
+		term_delay_ms = opt_number(s, "ms", 0);
+		dispose(SIGTERM, on_term, 0);
+	} else if (!is(s, "block"))
+		die("term: unknown \"%s\"", s->part[0]);
+	block(SIGTERM, is(s, "block"));
+}
+
+// ---- Identity -----------------------------------------------------------------------
+
+static void do_name(struct step *s)
+{
+	self.name = strdup(arg(s, 0));
+}
+
+static void do_comm(struct step *s)
+{
+	prctl(PR_SET_NAME, arg(s, 0));
+}
+
+// nocmdline: /proc/PID/cmdline becomes empty, as a kernel thread's.
+static void do_nocmdline(struct step *s)
+{
+	char buf[4096], *field = NULL;
+	unsigned long long f[52] = { 0 }; // as proc_pid_stat(5) counts them
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	ssize_t n = read(fd, buf, sizeof(buf) - 1);
+
+	(void)s;
+	close(fd);
+	buf[n > 0 ? n : 0] = 0;
+	field = strrchr(buf, ')');
+	for (int i = 3; field && i < 52; i++) {
+		field = strchr(field + 1, ' ');
+		if (field)
+			f[i] = strtoull(field, NULL, 10);
+	}
+	struct prctl_mm_map map = {
+		.start_code = f[26], .end_code = f[27], .start_stack = f[28],
+		.start_data = f[45], .end_data = f[46],
+		.start_brk = f[47], .brk = (uintptr_t)sbrk(0),
+		.arg_start = f[48], .arg_end = f[48],
+		.env_start = f[50], .env_end = f[51],
+		.exe_fd = -1,
+	};
+	if (prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof(map), 0) < 0)
+		die("emptying cmdline: %m");
+}
+
+static void do_uid(struct step *s)
+{
+	long id = number(s, arg(s, 0));
+
+	if (setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0)
+		die("uid=%ld: %m", id);
+}
+
+static void do_chroot(struct step *s)
+{
+	if (chroot(arg(s, 0)) < 0 || chdir("/") < 0)
+		die("chroot %s: %m", arg(s, 0));
+}
+
+static void do_cgroup(struct step *s)
+{
+	char path[PATH_MAX];
+
+	for (int i = 0; i < s->parts; i++) {
+		snprintf(path, sizeof(path), "%s/cgroup.procs", s->part[i]);
+		write_file(path, "0");
+	}
+}
+
+static void do_mkdir(struct step *s)
+{
+	if (mkdir(arg(s, 0), 0755) < 0 && errno != EEXIST)
+		die("mkdir %s: %m", arg(s, 0));
+}
+
+static void do_tmpfs(struct step *s)
+{
+	if (mount("tmpfs", arg(s, 0), "tmpfs", 0, NULL) < 0)
+		die("tmpfs on %s: %m", arg(s, 0));
+}
+
+static void do_bind(struct step *s)
+{
+	if (mount(arg(s, 0), arg(s, 1), NULL, MS_BIND, NULL) < 0)
+		die("bind %s %s: %m", arg(s, 0), arg(s, 1));
+}
+
+static void do_copyself(struct step *s)
+{
+	char buf[65536];
+	ssize_t n;
+	int in = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	int out = open(arg(s, 0), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0755);
+
+	while ((n = read(in, buf, sizeof(buf))) > 0)
+		if (write(out, buf, n) != n)
+			n = -1;
+	if (n < 0 || in < 0 || out < 0)
+		die("copying myself to %s: %m", arg(s, 0));
+	close(in);
+	close(out);
+}
+
+static void do_unlink(struct step *s)
+{
+	if (unlink(arg(s, 0)) < 0)
+		die("unlink %s: %m", arg(s, 0));
+}
+
+static void do_nproc(struct step *s)
+{
+	rlim_t n = number(s, arg(s, 0));
+	struct rlimit r = { n, n };
+
+	if (setrlimit(RLIMIT_NPROC, &r) < 0)
+		die("RLIMIT_NPROC: %m");
+}
+
+static void do_subreaper(struct step *s)
+{
+	(void)s;
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+}
+
+// become executes a program file that is this program again, which goes on with
+// the rest of the script. It takes the script from the environment, so that argv
+// is the test's own.
+static void become(struct step *s)
+{
+	char state[256], *script, *envp[3] = { state };
+	char *argv[MAX_PARTS + 1] = { s->part[0] };
+	size_t n = 0, size = 1;
+
+	snprintf(state, sizeof(state), "ZOO_STATE=%d %d %d %d %d %s", self.report, self.ready,
+		 self.ctl, self.said, self.serving, self.name ? self.name : "-");
+	for (char **t = s->rest; *t; t++)
+		size += strlen(*t) + 1;
+	script = malloc(size + 16);
+	if (!script)
+		die("out of memory");
+	n = sprintf(script, "ZOO=");
+	for (char **t = s->rest; *t; t++)
+		n += sprintf(script + n, "%s ", *t);
+	envp[1] = script;
+	if (s->parts > 1)
+		memcpy(argv, s->part + 1, s->parts * sizeof(*argv)); // with the NULL
+	// A test binary that forks at this moment may hold a fresh copy of the
+	// file open for writing.
+	for (int i = 0; i < 200; i++) {
+		execve(arg(s, 0), argv, envp);
+		if (errno != ETXTBSY)
+			break;
+		nap(10 * MSEC);
+	}
+	die("exec %s: %m", arg(s, 0));
+}
+
+static void *become_thread(void *arg)
+{
+	become(arg);
+	return NULL;
+}
+
+// exec=PATH,ARGV0,ARGV1…; threadexec the same from a thread that is not the
+// leader: pid and start time stay, the old leader dies.
+static void do_threadexec(struct step *s)
+{
+	pthread_t t;
+
+	if (pthread_create(&t, NULL, become_thread, s) != 0)
+		die("pthread_create failed");
+	for (;;)
+		pause();
+}
+
+static void *idle_thread(void *arg)
+{
+	(void)arg;
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static void do_threads(struct step *s)
+{
+	pthread_t t;
+
+	for (long n = number(s, arg(s, 0)); n > 0; n--)
+		if (pthread_create(&t, NULL, idle_thread, NULL) != 0)
+			die("pthread_create failed");
+}
+
+static void *go_on(void *rest)
+{
+	int leader_gone = 0;
+	char path[64], buf[4096];
+
+	// The leader shows as Z from the moment that it is gone.
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", getpid());
+	while (!leader_gone) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? -1 : read(fd, buf, sizeof(buf) - 1);
+
+		if (fd < 0 || n <= 0)
+			break; // no /proc here
+		close(fd);
+		buf[n] = 0;
+		leader_gone = strrchr(buf, ')')[2] == 'Z';
+		nap(MSEC / 10);
+	}
+	run(rest);
+	if (self.serving)
+		serve();
+	exit(0);
+}
+
+// deadleader: the thread group leader ends; a second thread goes on with the
+// script.
+static void do_deadleader(struct step *s)
+{
+	pthread_t t;
+	int n = 0;
+	char **rest;
+
+	// The tokens may be on the leader's stack.
+	while (s->rest[n])
+		n++;
+	rest = calloc(n + 1, sizeof(*rest));
+	for (int i = 0; rest && i < n; i++)
+		rest[i] = strdup(s->rest[i]);
+	if (!rest || pthread_create(&t, NULL, go_on, rest) != 0)
+		die("pthread_create failed");
+	syscall(SYS_exit, 0);
+}
+
+// ---- Tracers, and states other than sleeping --------------------------------------
+
+static void seize(pid_t pid)
+{
+	if (ptrace(PTRACE_SEIZE, pid, 0, 0) < 0)
+		die("tracing %d: %m", pid);
+}
+
+// trace=PID[,stop]: becomes the tracer of a process, pid as this process sees it.
+static void do_trace(struct step *s)
+{
+	pid_t pid = number(s, arg(s, 0));
+
+	seize(pid);
+	if (opt(s, "stop") && (ptrace(PTRACE_INTERRUPT, pid, 0, 0) < 0 || waitpid(pid, NULL, __WALL) < 0))
+		die("stopping %d: %m", pid);
+}
+
+// untrace=PID: lets go of it. Of one that died, its parent hears now.
+static void do_untrace(struct step *s)
+{
+	pid_t pid = number(s, arg(s, 0));
+	int status;
+
+	ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+	if (waitpid(pid, &status, __WALL) < 0 && errno != ECHILD)
+		die("waiting for %d: %m", pid);
+	if (WIFSTOPPED(status) && ptrace(PTRACE_DETACH, pid, 0, 0) < 0)
+		die("letting go of %d: %m", pid);
+}
+
+// hold=N { … }: N zombies that a tracer holds. The block is the tracer's script.
+static void do_hold(struct step *s)
+{
+	long n = number(s, arg(s, 0));
+	pid_t kid[1024];
+	int gate[2], ready[2];
+	char c;
+
+	if (n > 1024 || pipe(gate) < 0 || pipe(ready) < 0)
+		die("hold: %m");
+	for (long i = 0; i < n; i++) {
+		kid[i] = fork();
+		if (kid[i] < 0)
+			die("fork: %m");
+		if (kid[i] == 0) {
+			close(gate[1]);
+			(void)!read(gate[0], &c, 1);
+			_exit(0);
+		}
+		made++;
+	}
+	pid_t tracer = fork();
+	if (tracer == 0) {
+		close(gate[0]);
+		close(gate[1]);
+		for (long i = 0; i < n; i++)
+			seize(kid[i]);
+		child(ready, s->block);
+	}
+	made++;
+	await_ready(ready);
+	close(gate[0]);
+	close(gate[1]);
+	for (long i = 0; i < n; i++)
+		wait_dead(kid[i]);
+	say("%d", tracer);
+}
+
+static void do_stop(struct step *s)
+{
+	(void)s;
+	kill(getpid(), SIGSTOP);
+}
+
+// vfork[=MS]: sits in state D until the child ends, after MS milliseconds or
+// when it is killed.
+static void do_vfork(struct step *s)
+{
+	int64_t ns = s->parts ? number(s, arg(s, 0)) * MSEC : INT64_MAX;
+	struct timespec ts = { ns / 1000000000L, ns % 1000000000L };
+
+	if (vfork() == 0) {
+		nanosleep(&ts, NULL);
+		_exit(0);
+	}
+	made++;
+}
+
+// ---- The rest ---------------------------------------------------------------------
+
+// bench=vfork|exec,N: nanoseconds for one child made and reaped.
+static void do_bench(struct step *s)
+{
+	long n = number(s, arg(s, 1));
+	bool exec = is(s, "exec");
+	int64_t start = now_ns();
+
+	if (!exec && !is(s, "vfork"))
+		die("bench: unknown \"%s\"", s->part[0]);
+	for (long i = 0; i < n; i++) {
+		pid_t pid = exec ? fork() : vfork();
+
+		if (pid == 0 && exec)
+			execle("/proc/self/exe", "zoo", NULL, (char *[]){ "ZOO_STATE=exit", NULL });
+		if (pid == 0)
+			_exit(exec ? 99 : 0);
+		int status = -1;
+		if (waitpid(pid, &status, 0) != pid || status != 0)
+			die("bench: child %d ended with %x: %m", pid, status);
+	}
+	say("%ld", (long)((now_ns() - start) / n));
+}
+
+static void do_count(struct step *s)
+{
+	(void)s;
+	say("made=%ld failed=%ld reaped=%ld chld=%ld term=%ld", made, failed, reaped, chlds, terms);
+}
+
+static void do_sleep(struct step *s)
+{
+	nap(number(s, arg(s, 0)) * MSEC);
+}
+
+static void do_exit(struct step *s)
+{
+	_exit(s->parts ? number(s, arg(s, 0)) : 0);
+}
+
+static void do_ready(struct step *s)
+{
+	(void)s;
+	say_ready();
+}
+
+static void do_serve(struct step *s)
+{
+	(void)s;
+	// Sent over the socket it changes nothing, but after an exec it does.
+	if (!self.serving)
+		serve();
+}
+
+// Steps that end or hold up the process are answered before they begin.
+static const struct {
+	const char *verb;
+	void (*run)(struct step *);
+	enum { PLAIN, BLOCK, MUTE } kind;
+} steps[] = {
+	{ "fork", do_fork, BLOCK },           // [=OPTIONS] { … } see create()
+	{ "churn", do_churn, BLOCK },         // =PID[,for=MS] { … }
+	{ "hold", do_hold, BLOCK },           // =N { … }
+	{ "leak", do_leak, PLAIN },           // =N[,rate=R][,sig=S][,plain][,full][,async][,thread]
+	{ "reap", do_reap, PLAIN },           // =N|all|now|pid=P
+	{ "storm", do_storm, PLAIN },         // =N[,rate=R][,for=MS][,reap=PERCENT][,sig=S]
+	{ "fresh", do_fresh, PLAIN },         // =K[,age=MS]
+	{ "burst", do_burst, PLAIN },         // =N[,every=MS][,hold=MS]
+	{ "flash", do_flash, PLAIN },         // =R[,kids=K]
+	{ "quiet", do_quiet, PLAIN },         // ends storm, fresh, burst, flash
+	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N]
+	{ "term", do_term, PLAIN },           // =default|ignore|block|count|exit[,ms=MS]
+	{ "name", do_name, PLAIN },           // =NAME
+	{ "comm", do_comm, PLAIN },           // =BYTES
+	{ "nocmdline", do_nocmdline, PLAIN },
+	{ "uid", do_uid, PLAIN },             // =N
+	{ "chroot", do_chroot, PLAIN },       // =DIR
+	{ "cgroup", do_cgroup, PLAIN },       // =DIR[,DIR…]
+	{ "mkdir", do_mkdir, PLAIN },         // =DIR
+	{ "tmpfs", do_tmpfs, PLAIN },         // =DIR
+	{ "bind", do_bind, PLAIN },           // =FROM,TO
+	{ "copyself", do_copyself, PLAIN },   // =PATH
+	{ "unlink", do_unlink, PLAIN },       // =PATH
+	{ "nproc", do_nproc, PLAIN },         // =N
+	{ "subreaper", do_subreaper, PLAIN },
+	{ "exec", become, MUTE },             // =PATH[,ARGV0,ARGV1…]
+	{ "threadexec", do_threadexec, MUTE },
+	{ "threads", do_threads, PLAIN },     // =N
+	{ "deadleader", do_deadleader, MUTE },
+	{ "trace", do_trace, PLAIN },         // =PID[,stop]
+	{ "untrace", do_untrace, PLAIN },     // =PID
+	{ "stop", do_stop, MUTE },
+	{ "vfork", do_vfork, MUTE },          // [=MS]
+	{ "bench", do_bench, PLAIN },         // =vfork|exec,N
+	{ "count", do_count, PLAIN },
+	{ "sleep", do_sleep, PLAIN },         // =MS
+	{ "exit", do_exit, MUTE },            // [=STATUS]
+	{ "ready", do_ready, PLAIN },
+	{ "serve", do_serve, PLAIN },
+};
+
+// end_of_block finds the brace that closes the one before script.
+static char **end_of_block(char **script)
+{
+	for (int depth = 1; *script; script++) {
+		if (strcmp(*script, "{") == 0)
+			depth++;
+		else if (strcmp(*script, "}") == 0 && --depth == 0)
+			return script;
+	}
+	die("a } is missing");
+}
+
+// parse cuts a step out of the script. What it points into stays the script's.
+static void parse(char **script, struct step *s)
+{
+	char *value = strchr(*script, '=');
+
+	memset(s, 0, sizeof(*s));
+	s->verb = *script;
+	s->rest = script + 1;
+	if (value) {
+		*value++ = 0;
+		for (char *p; (p = strsep(&value, ","));) {
+			if (s->parts == MAX_PARTS - 1)
+				die("%s: too many arguments", s->verb);
+			decode(p);
+			s->part[s->parts++] = p;
+		}
+	}
+	if (*s->rest && strcmp(*s->rest, "{") == 0) {
+		char **end = end_of_block(s->rest + 1);
+
+		*end = NULL;
+		s->block = s->rest + 1;
+		s->rest = end + 1;
+	}
+}
+
+static void run(char **script)
+{
+	while (*script) {
+		struct step s;
+		size_t i = 0;
+
+		parse(script, &s);
+		while (i < sizeof(steps) / sizeof(*steps) && strcmp(steps[i].verb, s.verb) != 0)
+			i++;
+		if (i == sizeof(steps) / sizeof(*steps))
+			die("unknown step \"%s\"", s.verb);
+		if ((steps[i].kind == BLOCK) != (s.block != NULL))
+			die("%s: a block is %s", s.verb, s.block ? "not wanted" : "missing");
+		if (steps[i].kind == MUTE && self.awaited)
+			answer("ok", "");
+		steps[i].run(&s);
+		script = s.rest;
+	}
+}
+
+static int tokens(char *text, char **token)
+{
+	int n = 0;
+
+	for (char *t; (t = strsep(&text, " \n"));) {
+		if (*t && n < MAX_TOKENS - 1)
+			token[n++] = t;
+	}
+	token[n] = NULL;
+	return n;
+}
+
+// receive reads one order: a message, or a line of standard input.
+static ssize_t receive(char *text, size_t size)
+{
+	size_t n = 0;
+
+	if (self.ctl != STDIN_FILENO)
+		return read(self.ctl, text, size);
+	while (n < size && read(self.ctl, text + n, 1) == 1)
+		if (text[n++] == '\n')
+			break;
+	return n;
+}
+
+// serve says that the process is ready, works in the background and takes
+// further steps. It never returns.
+static void serve(void)
+{
+	static char text[65536];
+	static char *token[MAX_TOKENS];
+
+	say_ready();
+	self.serving = true;
+	for (;;) {
+		struct pollfd p = { .fd = self.ctl, .events = POLLIN };
+		int wait = -1;
+
+		if (bg.tick) {
+			wait = bg.end && now_ns() > bg.end ? -1 : bg.tick();
+			if (wait < 0)
+				quit_background();
+		}
+		if (poll(&p, 1, wait) <= 0)
+			continue;
+		ssize_t n = receive(text, sizeof(text) - 1);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) { // nobody talks to it any more
+			if (self.ctl != STDIN_FILENO)
+				close(self.ctl);
+			self.ctl = -1;
+			continue;
+		}
+		text[n] = 0;
+		result[0] = 0;
+		self.awaited = true;
+		tokens(text, token);
+		run(token);
+		if (self.awaited)
+			answer("ok", result);
+	}
+}
+
+// ---- The keeper -------------------------------------------------------------------
+
+// kill_children sends SIGKILL to each child that the keeper has at this moment.
+static void kill_children(void)
+{
+	char path[64];
+	int pid;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/children", getpid());
+	FILE *f = fopen(path, "re");
+	while (f && fscanf(f, "%d", &pid) == 1)
+		kill(pid, SIGKILL);
+	if (f)
+		fclose(f);
+}
+
+// keep runs the script in a child, and ends only when no process of the zoo is
+// left.
+static int keep(char **script)
+{
+	struct step in = { 0 };
+	sigset_t set;
+	bool ending = false;
+	int status = 0;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	int sigs = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (sigs < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+		die("keeper: %m");
+
+	in.verb = "in";
+	if (*script && strncmp(*script, "in=", 3) == 0) {
+		parse(script, &in);
+		script++;
+	}
+	pid_t main_pid = create(&in);
+	if (main_pid == 0) {
+		newborn(-1);
+		self.name = "main";
+		setsid();
+		run(script);
+		_exit(0);
+	}
+	for (;;) {
+		struct pollfd p[] = { { .fd = sigs, .events = POLLIN },
+				      { .fd = self.report, .events = POLLIN } };
+		struct signalfd_siginfo si;
+		int st;
+		pid_t pid;
+
+		poll(p, 2, ending ? 20 : -1);
+		if (p[1].revents) // its harness hung up, or died
+			ending = true;
+		while (read(sigs, &si, sizeof(si)) > 0)
+			if (si.ssi_signo != SIGCHLD)
+				ending = true;
+		while ((pid = waitpid(-1, &st, WNOHANG | __WALL)) > 0) {
+			if (pid != main_pid)
+				continue;
+			status = st;
+			if (self.report >= 0) {
+				char text[32];
+				send(self.report, text, snprintf(text, sizeof(text), "exit %d", st),
+				     MSG_NOSIGNAL);
+			} else {
+				ending = true;
+			}
+		}
+		if (ending && pid < 0 && errno == ECHILD)
+			break;
+		if (ending) {
+			self.report = -1; // not to be polled again
+			kill_children();
+		}
+	}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int main(int argc, char **argv)
+{
+	char *state = getenv("ZOO_STATE"), *script = getenv("ZOO"), *report = getenv("ZOO_REPORT");
+	static char *token[MAX_TOKENS];
+
+	if (state && strcmp(state, "exit") == 0) // see bench
+		_exit(0);
+	if (state) { // see become
+		char name[128];
+		int said, serving;
+
+		if (sscanf(state, "%d %d %d %d %d %127s", &self.report, &self.ready, &self.ctl, &said,
+			   &serving, name) != 6)
+			die("bad ZOO_STATE");
+		self.said = said;
+		self.name = strcmp(name, "-") == 0 ? NULL : strdup(name);
+		tokens(strdup(script ? script : ""), token);
+		run(token);
+		if (serving)
+			serve();
+		return 0;
+	}
+	if (argc < 2) {
+		fprintf(stderr, "usage: zoo STEP...   (steps: see zoo.c)\n");
+		return 2;
+	}
+	if (report)
+		self.report = atoi(report);
+	// Copies, because steps are taken apart in place and cmdline is to stay.
+	for (int i = 1; i < argc && i < MAX_TOKENS; i++)
+		token[i - 1] = strdup(argv[i]);
+	int code = keep(token);
+	return report ? 0 : code;
+}
