@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -51,20 +54,24 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		return err
 	}
 	defer n.close()
+	// The sockets come before anything acts: a second kzr on the node stops here.
+	api, metrics, err := listen(c)
+	if err != nil {
+		return err
+	}
 
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	lines := report.NewWriter(stderr)
 	defer lines.Close(time.Second)
-	log := report.NewLogger(lines, c.LogFormat, c.LogLevel)
+	s := &service{node: n, log: report.NewLogger(lines, c.LogFormat, c.LogLevel), lines: lines, since: time.Now()}
+	s.metrics = report.NewMetrics(s.Status)
 	o, err := n.options(c)
 	if err != nil {
 		return err
 	}
-	o.Logger = log
-	o.Report = func(e report.Event) { e.Log(ctx, log) }
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	d, err := daemon.New(ctx, o)
-	if err != nil {
+	o.Logger, o.Report, o.Watched = s.log, s.report, s.hub.Watched
+	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
 
@@ -73,33 +80,111 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	defer stop()
 	if n.probe != nil {
 		work.Go(func() {
-			if err := n.probe.Hints(d.Hint); err != nil {
-				log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
+			if err := n.probe.Hints(s.Hint); err != nil {
+				s.log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
 			}
 		})
 		defer n.probe.StopHints()
 	}
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, unix.SIGHUP)
-	defer signal.Stop(hangups)
 	work.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hangups:
-				reload(ctx, d, flags, log)
-			}
+		server := &report.Server{View: s, Hub: &s.hub, Metrics: s.metrics, Log: s.log}
+		if err := server.Run(ctx, api, metrics); err != nil {
+			s.log.Error("the socket is closed; kzr goes on without", "error", err)
 		}
 	})
+	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 
 	daemon.Settle()
 	runtime.GC() // the kernel's types are needed no more
 	debug.FreeOSMemory()
-	o.Report(n.started(c))
-	d.Run(ctx)
-	o.Report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
+	s.report(n.started(c))
+	s.Run(ctx)
+	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
 	return nil
+}
+
+// listen opens what the configuration asks for; nil is nothing.
+func listen(c config.Config) (api, metrics net.Listener, err error) {
+	if c.Socket != "" {
+		if api, err = report.Listen(c.Socket, -1); err != nil {
+			return nil, nil, err
+		}
+	}
+	if c.Metrics != "" {
+		if metrics, err = net.Listen("tcp", c.Metrics); err != nil {
+			if api != nil {
+				err = errors.Join(err, api.Close())
+			}
+			return nil, nil, fmt.Errorf("listening for metrics: %w", err)
+		}
+	}
+	return api, metrics, nil
+}
+
+// service is a daemon with those who hear of it.
+type service struct {
+	*daemon.Daemon
+	node    *node
+	hub     report.Hub
+	metrics *report.Metrics
+	log     *slog.Logger
+	lines   *report.Writer
+	since   time.Time
+}
+
+// report passes a decision on. Nothing in it waits.
+func (s *service) report(e report.Event) {
+	s.metrics.Observe(e)
+	s.hub.Publish(e)
+	if e.Name != report.EventZombie {
+		e.Log(context.Background(), s.log)
+	}
+}
+
+// Status is the daemon's with what it does not know about itself.
+func (s *service) Status() report.Status {
+	st := s.Daemon.Status()
+	st.Version, _ = buildVersion()
+	st.Since, st.LogDropped = s.since, s.lines.Dropped()
+	if s.node.why != nil {
+		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(s.node.why.Error()))
+	}
+	if h, err := s.node.proc.Host(); err == nil {
+		st.Problems = append(st.Problems, h.Limitations()...)
+	}
+	if s.node.probe != nil {
+		if c, err := s.node.probe.Counters(); err == nil {
+			st.Exits, st.Lost = c.Exits, c.Lost
+		}
+	}
+	return st
+}
+
+// reloadOnHangup reads the configuration again at each SIGHUP. A bad one changes
+// nothing.
+func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		e := report.Event{Time: time.Now(), Name: report.EventReloaded, Message: "the new configuration is in force"}
+		c, err := flags.Load()
+		if err == nil {
+			err = s.Reload(ctx, c)
+		}
+		if err == nil {
+			report.SetLevel(s.log, c.LogLevel)
+		} else {
+			e.Message = "the new configuration is bad; the old one stays in force"
+			e.Attrs = []any{"error", oneLine(err.Error())}
+		}
+		s.report(e)
+	}
 }
 
 // started says what kzr begins with.
@@ -120,21 +205,4 @@ func (n *node) started(c config.Config) report.Event {
 		e.Attrs = append(e.Attrs, "limitation", l)
 	}
 	return e
-}
-
-// reload reads the configuration again. A bad one changes nothing.
-func reload(ctx context.Context, d *daemon.Daemon, flags *config.Flags, log *slog.Logger) {
-	e := report.Event{Time: time.Now(), Name: report.EventReloaded}
-	c, err := flags.Load()
-	if err == nil {
-		err = d.Reload(ctx, c)
-	}
-	if err != nil {
-		e.Message = "the new configuration is bad; the old one stays in force"
-		e.Attrs = []any{"error", oneLine(err.Error())}
-	} else {
-		e.Message = "the new configuration is in force"
-		report.SetLevel(log, c.LogLevel)
-	}
-	e.Log(ctx, log)
 }

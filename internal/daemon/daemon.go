@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kzr/internal/config"
+	"kzr/internal/container"
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
 	"kzr/internal/reaper"
@@ -49,6 +50,12 @@ type Options struct {
 	// not below Hinted.
 	Hinted   int
 	SetLevel func(int) error
+	// Name gives a container the names that only its runtime knows. It must not
+	// wait. nil leaves them empty.
+	Name func(container.Ref) task.Container
+	// Watched says that somebody reads the stream, so that zombies are worth an
+	// event each. nil is nobody.
+	Watched func() bool
 	// Observe makes a daemon that only looks: there is no ladder, not even a dry
 	// one.
 	Observe bool
@@ -66,6 +73,7 @@ type Daemon struct {
 
 	hints   chan struct{}
 	lost    atomic.Bool
+	stats   stats
 	reloads chan reload
 
 	mu      sync.Mutex // guards watched, which Document reads
@@ -93,10 +101,13 @@ type watched struct {
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		opts:    o,
-		eye:     &eye{source: o.Source, proc: o.Proc},
 		hints:   make(chan struct{}, 1),
 		reloads: make(chan reload),
 		watched: map[task.ID]*watched{},
+	}
+	d.eye = &eye{source: o.Source, proc: o.Proc, name: o.Name, swept: d.swept}
+	if d.eye.name == nil {
+		d.eye.name = container.Ref.Container
 	}
 	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), o.Report)
 	return d, d.configure(o.Config)
@@ -118,7 +129,7 @@ func (d *Daemon) configure(c config.Config) error {
 			return err
 		}
 	}
-	d.eye.set(rules{policy: p, nudge: c.Nudge, termTimeout: c.TermTimeout, pressure: c.Pressure})
+	d.eye.set(rules{config: c, policy: p})
 	d.reaper.Set(settings(c))
 	return nil
 }
@@ -184,6 +195,7 @@ func (d *Daemon) Run(ctx context.Context) {
 func (d *Daemon) hinted() {
 	at := task.Now()
 	if d.lost.Swap(false) {
+		d.stats.losses.Add(1)
 		d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
 	} else {
 		at = max(at, d.rested())
@@ -329,6 +341,7 @@ func (d *Daemon) settle(out reaper.Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if out.Result == reaper.Terminated {
+		d.stats.kills.Add(1)
 		delete(d.watched, out.ID)
 		d.sweepAt = min(d.sweepAt, now) // its zombies may have moved
 		return

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
@@ -27,24 +28,26 @@ type Source interface {
 type eye struct {
 	source Source
 	proc   *procscan.Scanner
+	name   func(container.Ref) task.Container
+	swept  func(last) // called after each sweep, with mu held
 
 	mu      sync.Mutex // held while a snapshot is taken, so that they apply in order
 	tracker tracker.Tracker
 	last    last
-	rules   rules
+	rules
 }
 
 // rules is what a reload replaces.
 type rules struct {
-	policy             *policy.Policy
-	nudge, termTimeout time.Duration
-	pressure           float64
+	config config.Config
+	policy *policy.Policy
 }
 
 // last is what the last snapshot of the whole node said.
 type last struct {
 	source  task.Source
 	at      time.Duration // when it ended
+	before  time.Duration // when the one before it ended
 	took    time.Duration
 	tasks   int
 	zombies int
@@ -65,7 +68,11 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 		return last{}, err
 	}
 	e.tracker.Apply(s)
-	e.last = last{source: s.Source, at: s.Ended, took: s.Ended - s.Began, tasks: s.Tasks, zombies: s.Zombies()}
+	e.last = last{
+		source: s.Source, at: s.Ended, before: e.last.at, took: s.Ended - s.Began,
+		tasks: s.Tasks, zombies: s.Zombies(),
+	}
+	e.swept(e.last)
 	return e.last, nil
 }
 
@@ -93,7 +100,7 @@ func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	f := finding{proc: proc, rule: e.rules.policy.RuleFor(&proc), never: true}
+	f := finding{proc: proc, rule: e.policy.RuleFor(&proc), never: true}
 	p, ok := e.tracker.Get(id)
 	if ok {
 		f.reapable, f.total, f.traced, f.tracer = p.Reapable(), p.Total(), p.Traced, p.Tracer
@@ -104,7 +111,7 @@ func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
 		due, ok := p.Due(f.rule.Rule)
 		f.due, f.never, f.met = due, !ok, ok && due <= now
 	}
-	f.verdict, f.reason = e.rules.policy.Decide(&proc, f.rule)
+	f.verdict, f.reason = e.policy.Decide(&proc, f.rule)
 	if !f.met {
 		f.verdict = policy.Watch
 	}
@@ -121,9 +128,9 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 		return proc, procscan.ErrGone
 	}
 	if ref, ok := container.Parse(proc.Cgroup); ok {
-		c := ref.Container()
+		c := e.name(ref)
 		proc.Container = &c
-	} else if proc.PIDNS == 0 || !proc.NamespaceInit() {
+	} else {
 		proc.Unit = container.Unit(proc.Cgroup)
 	}
 	return proc, nil
@@ -132,14 +139,14 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 // pressed says whether the node or the parent's own cgroup is about to run out
 // of pids, and its zombies are the reason.
 func (e *eye) pressed(proc *task.Process, zombies int) bool {
-	if e.rules.pressure == 0 {
+	if e.config.Pressure == 0 {
 		return false
 	}
-	if n, err := e.proc.Node(); err == nil && policy.Pressure(e.rules.pressure, n.Tasks, n.Limit, zombies) {
+	if n, err := e.proc.Node(); err == nil && policy.Pressure(e.config.Pressure, n.Tasks, n.Limit, zombies) {
 		return true
 	}
 	tasks, limit, ok := e.proc.PidsLimit(proc.PidsCgroup)
-	return ok && policy.Pressure(e.rules.pressure, tasks, limit, zombies)
+	return ok && policy.Pressure(e.config.Pressure, tasks, limit, zombies)
 }
 
 // Look implements [reaper.Judge].
@@ -157,8 +164,8 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 		Reapable:    f.reapable,
 		Oldest:      f.oldest,
 		Rule:        f.rule.Name,
-		Nudge:       e.rules.nudge,
-		TermTimeout: e.rules.termTimeout,
+		Nudge:       e.config.Nudge,
+		TermTimeout: e.config.TermTimeout,
 	}
 	if f.met {
 		look.Reason = f.reason

@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"errors"
-	"os"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
@@ -16,6 +18,98 @@ import (
 // fresh is how old a snapshot may be that people are shown.
 const fresh = time.Second
 
+// stats are totals since the start.
+type stats struct {
+	sweeps, kills, losses atomic.Uint64
+}
+
+// Stats are the daemon's running totals.
+type Stats struct {
+	Sweeps uint64
+	Kills  uint64 // processes that ended after a signal of kzr's
+	Losses uint64 // times that hints were lost
+}
+
+// Stats may be called at any time.
+func (d *Daemon) Stats() Stats {
+	return Stats{Sweeps: d.stats.sweeps.Load(), Kills: d.stats.kills.Load(), Losses: d.stats.losses.Load()}
+}
+
+// stayed is the age at which a zombie is worth an event of its own to those who
+// watch: by then nearly every parent has reaped.
+const stayed = time.Second
+
+// swept tells of the zombies that have stayed since the last sweep.
+func (d *Daemon) swept(l last) {
+	d.stats.sweeps.Add(1)
+	if d.opts.Watched == nil || !d.opts.Watched() {
+		return
+	}
+	for p := range d.eye.tracker.Parents() {
+		var proc *task.Process
+		for _, z := range p.Zombies() {
+			if l.at-z.Since < stayed || l.before-z.Since >= stayed {
+				continue
+			}
+			if proc == nil {
+				x, err := d.eye.inspect(p.ID)
+				if err != nil {
+					break
+				}
+				proc = &x
+			}
+			d.opts.Report(report.Event{
+				Time: time.Now(), Name: report.EventZombie, Process: proc, Child: z,
+				Zombies: p.Reapable(), Oldest: l.at - z.Since,
+			})
+		}
+	}
+}
+
+// Status implements [report.View], as far as the daemon knows.
+func (d *Daemon) Status() report.Status {
+	l := d.eye.lastSweep()
+	host, kernel := uname()
+	d.eye.mu.Lock()
+	parents := d.eye.tracker.Len()
+	c := d.eye.config
+	d.eye.mu.Unlock()
+	st := report.Status{
+		Mode: string(c.Mode), Source: l.source, Host: host, Kernel: kernel,
+		Scope: string(c.Scope), DryRun: c.DryRun, Threshold: c.Threshold, Grace: report.Seconds(c.Grace),
+		Nudge: report.Seconds(c.Nudge), TermTimeout: report.Seconds(c.TermTimeout),
+		SweepInterval: report.Seconds(c.SweepInterval), Pressure: c.Pressure,
+		Tasks: l.tasks, Zombies: l.zombies, Parents: parents,
+		Kills: d.stats.kills.Load(), Lost: d.stats.losses.Load(), Sweeps: d.stats.sweeps.Load(),
+		LastSweep: time.Now().Add(l.at - task.Now()), SweepSeconds: report.Seconds(l.took),
+		Problems: []string{},
+	}
+	if n, err := d.opts.Proc.Node(); err == nil {
+		st.Tasks, st.TasksLimit = n.Tasks, n.Limit
+		st.UnderPressure = c.Pressure > 0 && float64(n.Tasks) >= c.Pressure*float64(n.Limit)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, w := range d.watched {
+		_, acting := d.reaper.Status(id)
+		switch {
+		case acting, w.found.met && w.found.verdict == policy.Target:
+			st.Targets++
+		case !w.found.met:
+			st.Suspects++
+		}
+	}
+	return st
+}
+
+func uname() (host, release string) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", ""
+	}
+	return unix.ByteSliceToString(u.Nodename[:]), unix.ByteSliceToString(u.Release[:])
+}
+
 // Document implements [report.View].
 func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	if err := d.eye.refresh(ctx); err != nil {
@@ -25,7 +119,7 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := task.Now()
-	host, _ := os.Hostname() // an empty name hides nothing
+	host, _ := uname()
 	doc := report.Document{
 		Time: time.Now(), Host: host, Source: e.last.source,
 		Tasks: e.last.tasks, Zombies: e.last.zombies, Parents: []report.Parent{},
@@ -81,4 +175,44 @@ func fill(p *report.Parent, f *finding, now time.Duration) {
 
 func children(p *tracker.Parent) *task.Children {
 	return &task.Children{Parent: p.ID, Reapable: p.Zombies(), Traced: p.Traced, Tracer: p.Tracer, Leaders: p.Leaders}
+}
+
+// Parent implements [report.View].
+func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
+	proc, err := d.opts.Proc.Inspect(pid)
+	if errors.Is(err, procscan.ErrGone) {
+		return report.Detail{}, report.ErrNotFound
+	}
+	if err != nil {
+		return report.Detail{}, err
+	}
+	f, now, err := d.eye.lookAt(ctx, proc.ID)
+	if errors.Is(err, procscan.ErrGone) {
+		return report.Detail{}, report.ErrNotFound
+	}
+	if err != nil {
+		return report.Detail{}, err
+	}
+	d.shown(&f, now)
+	var zombies *task.Children
+	d.eye.mu.Lock()
+	if p, ok := d.eye.tracker.Get(proc.ID); ok {
+		zombies = children(p)
+	}
+	d.eye.mu.Unlock()
+	out := report.NewDetail(&f.proc, zombies, now)
+	fill(&out.Parent, &f, now)
+	out.Rule, out.Threshold, out.Grace = f.rule.Name, f.rule.Threshold, report.Seconds(f.rule.Grace)
+	if current, limit, ok := d.opts.Proc.PidsLimit(f.proc.PidsCgroup); ok {
+		out.Pids = &report.PidsLimit{Cgroup: report.Sanitize(f.proc.PidsCgroup), Current: current, Limit: limit}
+	}
+	for up := f.proc.PPID; up > 0; {
+		p, err := d.opts.Proc.Inspect(up)
+		if err != nil {
+			break // the rest of the line is hidden, or was just now cut
+		}
+		out.Ancestors = append(out.Ancestors, report.NewRelative(p.PID, p.Comm, p.State))
+		up = p.PPID
+	}
+	return out, nil
 }

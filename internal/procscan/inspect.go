@@ -135,8 +135,14 @@ func (l *look) files(p *task.Process, st *stat) error {
 		return err
 	}
 	p.Exe = exe
-	if name, ok := strings.CutSuffix(exe, deletedSuffix); ok && !l.exists(exe) {
-		p.Exe, p.ExeDeleted = name, true
+	if name, ok := strings.CutSuffix(exe, deletedSuffix); ok {
+		literal, err := l.exists(exe)
+		if err != nil {
+			return fmt.Errorf("looking for the executable: %w", err)
+		}
+		if !literal {
+			p.Exe, p.ExeDeleted = name, true
+		}
 	}
 
 	// Reading the command line waits for the process's memory lock, which a
@@ -174,38 +180,49 @@ const resolveCached = 0x20
 // asks it, only what the kernel has cached. The name of a running executable
 // is; where the kernel cannot look only there (before 5.12), the suffix is
 // taken for the kernel's.
-func (l *look) exists(name string) bool {
+func (l *look) exists(name string) (bool, error) {
 	exe, err := openat(l.dir, "exe", unix.O_PATH)
 	if err != nil {
-		return false
+		return false, unlessShort(err)
 	}
 	defer func() { _ = unix.Close(exe) }() // O_PATH: nothing is lost
 	var want unix.Statx_t
 	if cachedStat(exe, &want) != nil || want.Nlink == 0 {
-		return false
+		return false, nil
 	}
-	// The link's text starts at kzr's root for what kzr could reach, at the
-	// process's own otherwise.
-	root, err := openat(l.dir, "root", unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		root = unix.AT_FDCWD // then this tries kzr's root twice
-	} else {
-		defer func() { _ = unix.Close(root) }() // O_PATH: nothing is lost
-	}
-	try := func(root int, resolve uint64) bool {
+	named := func(root int, resolve uint64) (bool, error) {
 		fd, err := unix.Openat2(root, name, &unix.OpenHow{
 			Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 			Resolve: resolveCached | resolve,
 		})
 		if err != nil {
-			return false
+			return false, unlessShort(err)
 		}
 		defer func() { _ = unix.Close(fd) }() // O_PATH: nothing is lost
 		var got unix.Statx_t
 		return cachedStat(fd, &got) == nil && got.Ino == want.Ino &&
-			got.Dev_major == want.Dev_major && got.Dev_minor == want.Dev_minor
+			got.Dev_major == want.Dev_major && got.Dev_minor == want.Dev_minor, nil
 	}
-	return try(root, unix.RESOLVE_IN_ROOT) || try(unix.AT_FDCWD, 0)
+	// The link's text starts at kzr's root where kzr can reach the file, else at
+	// the root of the process's mount namespace, which may be the process's.
+	if found, err := named(unix.AT_FDCWD, 0); found || err != nil {
+		return found, err
+	}
+	root, err := openat(l.dir, "root", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return false, unlessShort(err)
+	}
+	defer func() { _ = unix.Close(root) }() // O_PATH: nothing is lost
+	return named(root, unix.RESOLVE_IN_ROOT)
+}
+
+// unlessShort keeps only the errors that come from a want of descriptors: they
+// say nothing about what was looked for.
+func unlessShort(err error) error {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return err
+	}
+	return nil
 }
 
 func cachedStat(fd int, st *unix.Statx_t) error {

@@ -17,7 +17,7 @@ import (
 const tail = " %d 7 7 0 -1 %d 1 0 0 0 0 0 0 0 20 -5 %d 0 %d 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
 
 func line(pid int, comm string, state byte, ppid, flags, threads int, start uint64) []byte {
-	return fmt.Appendf(nil, "%d (%s) %c"+tail, pid, comm, state, ppid, flags, threads, start)
+	return fmt.Appendf(nil, "%d (%s) %s"+tail, pid, comm, []byte{state}, ppid, flags, threads, start)
 }
 
 var hostileComms = []string{
@@ -48,6 +48,8 @@ func TestParseStatRefuses(t *testing.T) {
 		strings.Replace(good, "12 (", "99999999999999999999 (", 1),
 		strings.Replace(good, ") S 1 ", ") S 99999999 ", 1),
 		strings.Replace(good, ") S 1 ", ") S one ", 1),
+		strings.Replace(good, ") S 1 ", ") 7 1 ", 1),
+		strings.Replace(good, ") S 1 ", ") \x8e 1 ", 1),
 		strings.Replace(good, ") S 1 ", ") S ", 1)[:40],
 		good[:strings.Index(good, " 99 ")+2], // cut inside the start time
 	} {

@@ -27,9 +27,8 @@ var ErrGone = errors.New("process is gone")
 var ErrForeign = errors.New("shows the processes of another pid namespace")
 
 // reserved is how many descriptors a Scanner holds back for the moment when no
-// others are left: one for each worker of a walk, three for a look at a process,
-// and one to spare.
-const reserved = 6
+// others are left: four for a look at a process, or one for each worker of a walk.
+const reserved = 4
 
 // Scanner reads one mounted proc file system. Its methods may be called
 // concurrently; whole walks take turns.
@@ -146,7 +145,7 @@ func (s *Scanner) Close() error {
 // failed for want of one.
 func (s *Scanner) frugally(f func() error) error {
 	err := f()
-	if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+	if unlessShort(err) == nil {
 		return err
 	}
 	s.dropReserve()

@@ -44,6 +44,9 @@ func parseStat(line []byte) (stat, error) {
 		return stat{}, errStat
 	}
 	s := stat{comm: line[open+1 : end], state: line[end+2], pid: uint32(pid)}
+	if letter := s.state | 0x20; letter < 'a' || letter > 'z' {
+		return stat{}, errStat
+	}
 	rest = line[end+4:]
 	for field := 4; field <= 22; field++ {
 		var v uint64

@@ -145,9 +145,7 @@ func (h *handlers) api() *http.ServeMux {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		h.answer(w, r, "status", jsonType, func(context.Context) ([]byte, error) {
 			st := h.View.Status()
-			if st.Problems == nil {
-				st.Problems = []string{}
-			}
+			st.Problems = sanitizeAll(st.Problems)
 			return EncodeJSON(st)
 		})
 	})
@@ -172,6 +170,7 @@ func (h *handlers) api() *http.ServeMux {
 			if err != nil {
 				return nil, err
 			}
+			detail.Plan, detail.Advice = sanitizeAll(detail.Plan), sanitizeAll(detail.Advice)
 			return EncodeJSON(detail)
 		})
 	})

@@ -1,0 +1,74 @@
+#!/bin/bash
+# Fetch what `make vmtest` boots: Debian's cloud kernels and, for each, a root
+# file system of the same release with systemd. From whatever Debian mirror the
+# machine's apt uses, other suites; or from the one in DEBIAN_MIRROR (and
+# DEBIAN_SECURITY_MIRROR).
+#
+#	debian.sh CACHE SUITE    makes CACHE/SUITE/vmlinuz and CACHE/SUITE/root.cpio
+#
+# What is there and younger than a week is not fetched again.
+set -euo pipefail
+
+cache=$1 suite=$2
+dir=$cache/$suite
+
+# $(mirror PATH): the first of apt's Debian mirrors whose URL ends like that.
+mirror() {
+	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' |
+		sed 's,/*$,,' | grep -m1 "$1\$"
+}
+
+# An apt of its own for one suite: nothing of the machine's is touched but the
+# keys it trusts.
+setup_apt() {
+	local main security
+	main=${DEBIAN_MIRROR:-$(mirror /debian)}
+	security=${DEBIAN_SECURITY_MIRROR:-$(mirror /debian-security)}
+	mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
+	: >"$dir/apt/status"
+	cat >"$dir/apt/sources.list" <<-END
+		deb $main $suite main
+		deb $security $suite-security main
+	END
+	cat >"$dir/apt/apt.conf" <<-END
+		Dir::State "$dir/apt";
+		Dir::State::status "$dir/apt/status";
+		Dir::Cache "$dir/apt";
+		Dir::Etc::sourcelist "$dir/apt/sources.list";
+		Dir::Etc::sourceparts "-";
+		APT::Architecture "amd64";
+		APT::Architectures "amd64";
+	END
+	export APT_CONFIG=$dir/apt/apt.conf
+	apt-get -qq update
+}
+
+kernel() {
+	local package
+	package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	(cd "$dir" && rm -f ./*.deb && apt-get -qq download "$package")
+	dpkg-deb --fsys-tarfile "$dir"/linux-image-*.deb | tar -xO --wildcards './boot/vmlinuz-*' >"$dir/vmlinuz.new"
+	rm "$dir"/*.deb
+	mv "$dir/vmlinuz.new" "$dir/vmlinuz"
+}
+
+# No documentation, no locales, no apt lists: it is unpacked into memory.
+root() {
+	mmdebstrap --quiet --variant=essential --include=systemd,systemd-sysv,dbus \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
+		"$suite" "$dir/root.tar" "$dir/apt/sources.list"
+	rm -rf "$dir/root"
+	mkdir "$dir/root"
+	tar -C "$dir/root" -xf "$dir/root.tar" --exclude=./dev/*
+	(cd "$dir/root" && find . | cpio --quiet -o -H newc) >"$dir/root.cpio.new"
+	rm -rf "$dir/root" "$dir/root.tar"
+	mv "$dir/root.cpio.new" "$dir/root.cpio"
+}
+
+fresh() { [ -n "$(find "$1" -mtime -7 2>/dev/null)" ]; }
+
+fresh "$dir/vmlinuz" && fresh "$dir/root.cpio" && exit
+setup_apt
+fresh "$dir/vmlinuz" || kernel
+fresh "$dir/root.cpio" || root

@@ -1,0 +1,34 @@
+package report
+
+import (
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// docs/API.md names every field and every metric.
+func TestAPIDocumentation(t *testing.T) {
+	b, err := os.ReadFile("../../docs/API.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := string(b)
+	for _, v := range []any{Document{}, Parent{}, Status{}, Detail{}, Signals{}, PidsLimit{}, Relative{}, ZombieChild{}, StreamEvent{}} {
+		for f := range reflect.TypeOf(v).Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name != "" && !strings.Contains(doc, "`"+name+"`") && !strings.Contains(doc, `"`+name+`":`) &&
+				!strings.Contains(doc, name+",") && !strings.Contains(doc, name+"}") {
+				t.Errorf("%T: no %s", v, name)
+			}
+		}
+	}
+	for line := range strings.Lines(scrape(t, NewMetrics(func() Status { return Status{Source: "bpf", TasksLimit: 1} }))) {
+		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {
+			name, _, _ = strings.Cut(name, " ")
+			if !strings.HasPrefix(name, "kzr_process_") && !strings.Contains(doc, "`"+name+"`") && !strings.Contains(doc, "`"+name+"{") {
+				t.Errorf("no %s", name)
+			}
+		}
+	}
+}
