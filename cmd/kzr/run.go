@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -94,13 +93,25 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	})
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 
-	daemon.Settle()
-	runtime.GC() // the kernel's types are needed no more
-	debug.FreeOSMemory()
+	settle()
 	s.report(n.started(c))
 	s.Run(ctx)
 	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
 	return nil
+}
+
+// memoryLimit keeps the collector ahead of half a million zombies, for which
+// kzr may take 64 MiB; the rest is for the program itself and its stacks.
+const memoryLimit = 40 << 20
+
+// settle comes after all that is done once: what follows takes no new thread and
+// little memory.
+func settle() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	daemon.Settle()
+	debug.FreeOSMemory() // the kernel's types, needed to load the programs, are most of the heap
 }
 
 // listen opens what the configuration asks for; nil is nothing.

@@ -86,9 +86,10 @@ type Probe struct {
 // with an error that says which step the kernel refused; a verifier's log is in
 // it as an [ebpf.VerifierError], whole with %+v.
 func Open(opts Options) (*Probe, error) {
-	if ns, err := pidNamespace(); err != nil {
+	switch ns, err := pidNamespace(); {
+	case err != nil:
 		return nil, err
-	} else if ns != initPIDNS {
+	case ns != initPIDNS:
 		return nil, ErrNamespace
 	}
 	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this fails but was
@@ -104,10 +105,13 @@ func Open(opts Options) (*Probe, error) {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
 	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
-		if errors.Is(err, os.ErrPermission) && memlock != nil {
-			err = errors.Join(err, memlock)
+		switch {
+		case !errors.Is(err, os.ErrPermission):
+			return nil, fmt.Errorf("loading the eBPF programs: %w", err)
+		case memlock != nil:
+			return nil, fmt.Errorf("loading the eBPF programs needs CAP_BPF and CAP_PERFMON, and before Linux 5.11 a higher memlock limit: %w", err)
 		}
-		return nil, fmt.Errorf("loading the eBPF programs: %w", err)
+		return nil, fmt.Errorf("loading the eBPF programs needs CAP_BPF and CAP_PERFMON: %w", err)
 	}
 	if err := p.attach(); err != nil {
 		return nil, errors.Join(err, p.Close())

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -128,6 +129,22 @@ func TestWriterFullDisk(t *testing.T) {
 	if err := w.Close(time.Second); err == nil {
 		t.Error("a second Close hides it")
 	}
+}
+
+// What was lost is told once the disk has room, not only with the next line.
+func TestWriterTellsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &flaky{broken: true}
+		w := NewWriter(f)
+		NewLogger(w, "json", "info").Info("doomed")
+		time.Sleep(time.Minute)
+		f.set(false, false)
+		time.Sleep(time.Minute)
+		if got := f.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"lost":1}`) {
+			t.Errorf("the log has %q", got)
+		}
+		_ = w.Close(time.Second)
+	})
 }
 
 func TestWriterDevFull(t *testing.T) {
