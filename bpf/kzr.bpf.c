@@ -7,9 +7,9 @@
  * zombie. The one tracepoint after a reap, sched_process_free, runs from RCU, up
  * to ten seconds late where callbacks are lazy, when the pid may be in use
  * again: a count kept as exits minus frees would see hundreds of "zombies" in a
- * plain fork/wait loop. So no count is kept. Each parent has a credit: how many
- * more of its children have to exit before it could possibly hold `level`
- * zombies. An exit costs one decrement; when the credit is used up, the program
+ * plain fork/wait loop. So zombies are not counted as they come and go. Each
+ * parent has a credit: how many more of its children have to exit before it
+ * could possibly hold `level` zombies. When the credit is used up, the program
  * walks the parent's list of children, counts the zombies that are really there
  * (z), and either reports the parent or gives it a new credit of level - z.
  * Zombies cannot grow faster than exits, so the walk is rare and the crossing
@@ -21,7 +21,7 @@
  * stops where that fails. What comes of it is a hint. The iterator, which takes
  * references, is the truth.
  *
- * Memory is fixed at load: 8 MiB stamps, 1 MiB parents, 64 KiB ring.
+ * Memory is fixed at load: 8 MiB stamps, 1.5 MiB parents, 64 KiB ring.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -49,11 +49,15 @@ struct {
 	__type(value, struct stamp);
 } stamps SEC(".maps");
 
+/* One parent, indexed by the low bits of its pid; another parent may take the
+ * slot over. Several CPUs write it without a lock: see on_exit. */
 struct parent {
 	__u32 tgid;
 	__u32 start; /* bits 20.. of start_boottime: about a millisecond each */
-	__s32 credit; /* exits until it could hold `level` zombies */
+	__u32 exits; /* seen in this slot; never set back */
+	__u32 due; /* at this many exits it could hold `level` zombies */
 	__u32 reports; /* in a row; each doubles the distance to the next */
+	__u32 pad;
 };
 
 struct {
@@ -233,12 +237,18 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	s->parent = tgid;
 	s->exited = bpf_ktime_get_ns();
 
+	/* Count first, look after: every exit up to n has set PF_EXITING before it
+	 * was counted, so a walk from here on sees it, and z zombies now mean that
+	 * there cannot be `level` before exit n + level - z. That holds for every
+	 * CPU's n and z on its own, so it does not matter whose `due` is stored
+	 * last. */
+	__sync_fetch_and_add(&p->exits, 1);
+
+	__u32 n = p->exits;
 	__u32 start = parent->group_leader->start_boottime >> 20;
 
 	if (p->tgid == tgid && p->start == start) {
-		/* Two CPUs may lose a decrement to each other: the walk comes an
-		 * exit later. */
-		if (--p->credit > 0)
+		if ((__s32)(n - p->due) < 0)
 			return 0;
 	} else {
 		p->tgid = tgid;
@@ -254,22 +264,22 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	count_zombies(w, parent, want);
 	c->walks++;
 
-	__u32 zombies = w->zombies, steps = w->steps;
+	__u32 zombies = w->zombies, steps = w->steps, credit;
 
 	if (zombies >= want || steps == WALK_MAX) {
 		report(tgid, zombies, c);
-		if (steps > want)
-			want = steps;
-		p->credit = want << (p->reports & 15);
+		credit = (steps > want ? steps : want) << (p->reports & 15);
 		if (p->reports < 10)
 			p->reports++;
-		return 0;
+	} else {
+		/* Steps past the living are paid for by a longer credit: two an
+		 * exit. */
+		p->reports = 0;
+		credit = want - zombies;
+		if (steps > zombies && (steps - zombies) / 2 > credit)
+			credit = (steps - zombies) / 2;
 	}
-	/* Steps past the living are paid for by a longer credit: two an exit. */
-	p->reports = 0;
-	p->credit = want - zombies;
-	if (steps > zombies && (steps - zombies) / 2 > want - zombies)
-		p->credit = (steps - zombies) / 2;
+	p->due = n + credit;
 	return 0;
 }
 
@@ -341,5 +351,12 @@ int list_zombies(struct bpf_iter__task *ctx)
 	if (s && s->start == (__u32)r.start && s->parent == r.parent)
 		r.exited = s->exited;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return 0;
+}
+
+/* An iterator that is cut off before its end, to test what becomes of that. */
+SEC("iter/task")
+int list_nothing(struct bpf_iter__task *ctx)
+{
 	return 0;
 }

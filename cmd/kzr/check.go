@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/config"
+	"kzr/internal/container"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
 )
@@ -58,6 +59,7 @@ func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error 
 	r.limits(proc)
 	r.signals()
 	r.mode(ctx, proc, c)
+	r.runtimes(ctx, c)
 	r.socket(c)
 	return r.result()
 }
@@ -176,6 +178,26 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 		r.pass("mode", "auto chooses ebpf: everything it needs is there")
 	case c.Mode == config.ModeAuto:
 		r.pass("mode", "auto chooses proc: eBPF does not work here (%v)", missing)
+	}
+}
+
+// runtimes asks each container runtime who it is. kzr works without them, so
+// nothing here is a failure.
+func (r *checklist) runtimes(ctx context.Context, c config.Config) {
+	if c.CRI != nil && len(c.CRI) == 0 {
+		r.note("container runtimes", "cri is empty: pods, containers and images have no names here, only ids")
+		return
+	}
+	found := container.NewResolver(container.Options{Sockets: c.CRI}).Found(ctx)
+	if len(found) == 0 {
+		r.note("container runtimes", "no socket at the usual places: names need cri, or a mount if kzr runs in a container")
+	}
+	for _, s := range found {
+		if s.Err != nil {
+			r.note("container runtime", "%s gives no names: %v", s.Socket, s.Err)
+			continue
+		}
+		r.pass("container runtime", "%s %s answers on %s", s.Runtime, s.Version, s.Socket)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"kzr/internal/policy"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
+	"kzr/internal/report"
 	"kzr/internal/task"
 )
 
@@ -102,6 +103,23 @@ func (n *node) source() task.Source {
 		return task.SourceBPF
 	}
 	return task.SourceProc
+}
+
+// complete adds what the daemon does not know: the version, what is seen through
+// the kernel side, and what cannot be seen.
+func (n *node) complete(st *report.Status) {
+	st.Version, _ = buildVersion()
+	if n.why != nil {
+		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(n.why.Error()))
+	}
+	if h, err := n.proc.Host(); err == nil {
+		st.Problems = append(st.Problems, h.Limitations()...)
+	}
+	if n.probe != nil {
+		if c, err := n.probe.Counters(); err == nil {
+			st.Exits, st.Lost = c.Exits, c.Lost
+		}
+	}
 }
 
 // careful sees through /proc what the iterator fails to show, so that a kernel

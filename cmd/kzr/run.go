@@ -17,8 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/config"
+	"kzr/internal/container"
 	"kzr/internal/daemon"
 	"kzr/internal/report"
+	"kzr/internal/task"
 )
 
 func newRun() *cobra.Command {
@@ -70,6 +72,8 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		return err
 	}
 	o.Logger, o.Report, o.Watched = s.log, s.report, s.hub.Watched
+	resolver := container.NewResolver(container.Options{Sockets: c.CRI, Named: s.named, Logger: s.log})
+	o.Name = resolver.Lookup
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
@@ -91,6 +95,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 			s.log.Error("the socket is closed; kzr goes on without", "error", err)
 		}
 	})
+	work.Go(func() { resolver.Run(ctx) })
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 
 	settle()
@@ -152,22 +157,15 @@ func (s *service) report(e report.Event) {
 	}
 }
 
+// named makes the daemon look again: a rule may be about the container whose name
+// has come.
+func (s *service) named(string) { s.Hint(task.Hint{}) }
+
 // Status is the daemon's with what it does not know about itself.
 func (s *service) Status() report.Status {
 	st := s.Daemon.Status()
-	st.Version, _ = buildVersion()
 	st.Since, st.LogDropped = s.since, s.lines.Dropped()
-	if s.node.why != nil {
-		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(s.node.why.Error()))
-	}
-	if h, err := s.node.proc.Host(); err == nil {
-		st.Problems = append(st.Problems, h.Limitations()...)
-	}
-	if s.node.probe != nil {
-		if c, err := s.node.probe.Counters(); err == nil {
-			st.Exits, st.Lost = c.Exits, c.Lost
-		}
-	}
+	s.node.complete(&st)
 	return st
 }
 

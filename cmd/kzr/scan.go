@@ -6,13 +6,16 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/config"
+	"kzr/internal/container"
 	"kzr/internal/daemon"
 	"kzr/internal/report"
+	"kzr/internal/task"
 )
 
 func newScan() *cobra.Command {
@@ -35,12 +38,17 @@ func newScan() *cobra.Command {
 }
 
 // runScan takes one snapshot and writes it as a table or as a report.Document.
-// What kzr cannot see it says on stderr: an empty list is not "no zombies" then.
 func runScan(ctx context.Context, flags *config.Flags, asJSON bool, stdout, stderr io.Writer) error {
 	c, err := flags.Load()
 	if err != nil {
 		return err
 	}
+	return scan(ctx, c, asJSON, stdout, stderr)
+}
+
+// scan looks at the node once. What kzr cannot see it says on stderr: an empty
+// list is not "no zombies" then.
+func scan(ctx context.Context, c config.Config, asJSON bool, stdout, stderr io.Writer) error {
 	n, err := openNode(c)
 	if err != nil {
 		return err
@@ -56,14 +64,16 @@ func runScan(ctx context.Context, flags *config.Flags, asJSON bool, stdout, stde
 	for _, l := range n.host.Limitations() {
 		fmt.Fprintln(stderr, "kzr: "+oneLine(l))
 	}
-	if asJSON {
-		b, err := report.EncodeJSON(doc)
-		if err == nil {
-			_, err = stdout.Write(b)
-		}
-		return err
-	}
-	return report.WriteTable(stdout, doc, width(stdout))
+	return writeDocument(stdout, doc, asJSON)
+}
+
+// askTime is how long a look that is made once waits for all runtimes together.
+const askTime = 3 * time.Second
+
+// askNames asks the runtimes for names and waits for the answers until ctx ends.
+func askNames(ctx context.Context, c config.Config) func(container.Ref) (task.Container, bool) {
+	r := container.NewResolver(container.Options{Sockets: c.CRI})
+	return func(ref container.Ref) (task.Container, bool) { return r.Resolve(ctx, ref) }
 }
 
 // document looks at the node once.
@@ -72,7 +82,10 @@ func (n *node) document(ctx context.Context, c config.Config) (report.Document, 
 	if err != nil {
 		return report.Document{}, err
 	}
+	asking, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	o.Observe = true
+	o.Name = askNames(asking, c)
 	o.Report = func(report.Event) {}
 	o.Logger = slog.New(slog.DiscardHandler)
 	d, err := daemon.New(ctx, o)

@@ -19,11 +19,14 @@ type Config struct {
 	Pressure      float64       `yaml:"pressure"` // fraction of a pid limit, 0 disables
 	Limits        Limits        `yaml:"limits"`
 	Protect       []string      `yaml:"protect"` // absolute paths or globs of executables
-	Rules         []Rule        `yaml:"rules"`
-	Socket        string        `yaml:"socket"`  // "" disables
-	Metrics       string        `yaml:"metrics"` // host:port, "" disables
-	LogFormat     string        `yaml:"logFormat"`
-	LogLevel      string        `yaml:"logLevel"`
+	// CRI are the unix sockets of container runtimes that names are asked of. nil
+	// is the usual places, empty is nobody.
+	CRI       []string `yaml:"cri"`
+	Rules     []Rule   `yaml:"rules"`
+	Socket    string   `yaml:"socket"`  // "" disables
+	Metrics   string   `yaml:"metrics"` // host:port, "" disables
+	LogFormat string   `yaml:"logFormat"`
+	LogLevel  string   `yaml:"logLevel"`
 }
 
 // Mode chooses where zombies are seen.

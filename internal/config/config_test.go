@@ -127,7 +127,10 @@ func TestLoad(t *testing.T) {
 					Limits: Limits{1, PerWorkload{9, 24 * time.Hour}}}
 			},
 		},
-		"protect": {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
+		"protect":     {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
+		"cri":         {"cri: [/run/a.sock, /run/b.sock]\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
+		"cri, nobody": {"cri: []\n", func(c *Config) { c.CRI = []string{} }},
+		"cri, usual":  {"cri:\n", func(c *Config) { c.CRI = nil }},
 		"rules": {
 			"rules:\n- {name: a, match: {scope: containers, namespace: ns, pod: p-*, container: c, image: 'i/*',\n" +
 				"    exe: /bin/x, cgroup: '*/pod*', uid: 0, containerInit: true}, action: observe}\n" +
@@ -172,7 +175,7 @@ func TestLoadErrors(t *testing.T) {
 		"limits: {x: 5}\n":            ":1: limits.x: unknown key; use killsPerMinute or perWorkload",
 		"limits:\n  \"a\\n\": 5\n":    `:2: limits."a\n": unknown key; use killsPerMinute or perWorkload`,
 		"rule: []\n":                  ":1: rule: unknown key; did you mean rules?",
-		"<<: {mode: proc}\n":          ":1: <<: unknown key; use dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, rules, scope, socket, sweepInterval, termTimeout or threshold",
+		"<<: {mode: proc}\n":          ":1: <<: unknown key; use cri, dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, rules, scope, socket, sweepInterval, termTimeout or threshold",
 		"? [a]\n: 1\n":                ":1: a list cannot be a key; use a word",
 		"mode: auto\n\nmode: proc":    ":3: mode: is given twice, first on line 1; keep one",
 		"limits: {}\nlimits: {}\n":    ":2: limits: is given twice, first on line 1; keep one",
@@ -214,6 +217,7 @@ func TestLoadErrors(t *testing.T) {
 		"protect: [/opt//x]\n":                        `:1: protect: "/opt//x" is not in its shortest form; use "/opt/x"`,
 		"protect: ['/opt/[x']\n":                      `:1: protect: "/opt/[x" is not a valid pattern: a '[' has no matching ']'`,
 		"protect: [\"/a\\0b\"]\n":                     `:1: protect: "/a\x00b" holds a NUL, which no path can; use one without`,
+		"cri: [containerd.sock]\n":                    `:1: cri: "containerd.sock" is not an absolute path; use one that starts with "/"`,
 		"socket: kzr.sock\n":                          `:1: socket: "kzr.sock" is not an absolute path; use one that starts with "/"`,
 		"socket: /" + strings.Repeat("x", 107) + "\n": `:1: socket: "/` + strings.Repeat("x", 59) + `"… is too long for a unix socket; use at most 107 bytes`,
 		"metrics: 9100\n":                             `:1: metrics: "9100" is not host:port; use host:port such as "127.0.0.1:9100", or "" for none`,
@@ -325,6 +329,23 @@ func TestFlags(t *testing.T) {
 	want.Grace, want.Rules = 30*time.Second, nil
 	if got, err := f.Load(); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("after a change of the file: %v\ngot  %+v\nwant %+v", err, got, want)
+	}
+	if err := os.WriteFile(path, []byte("cri: [/run/a.sock]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ args, want []string }{
+		{nil, []string{"/run/a.sock"}},
+		{[]string{"--cri="}, []string{}},
+		{[]string{"--cri=/run/b.sock", "--cri", "/run/c.sock"}, []string{"/run/b.sock", "/run/c.sock"}},
+	} {
+		set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		f := Register(set)
+		if err := set.Parse(append(tt.args, "--config", path)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := f.Load(); err != nil || !reflect.DeepEqual(got.CRI, tt.want) {
+			t.Errorf("%q over a file: %v, %#v, want %#v", tt.args, err, got.CRI, tt.want)
+		}
 	}
 	if err := os.WriteFile(path, []byte("grace: 30\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -234,12 +234,16 @@ func submapping[T any](f parser, n *yaml.Node, at, prefix string, table []settin
 
 // value reads one node into v.
 func (f parser) value(n *yaml.Node, key string, v value) error {
-	if _, ok := v.(*list); !ok {
+	l, ok := v.(*list)
+	if !ok {
 		return f.scalar(n, key, v)
 	}
 	items, err := f.sequence(n, key, v.want())
 	if err != nil {
 		return err
+	}
+	if l.none && n.Kind == yaml.SequenceNode {
+		*l.p = []string{}
 	}
 	for _, item := range items {
 		if err := f.scalar(resolve(item), key, v); err != nil {

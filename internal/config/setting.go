@@ -38,7 +38,7 @@ var settings = []setting[Config]{
 		func(c *Config) value { return choice(&c.Scope, ScopeContainers, ScopeAll) }},
 	{"protect", "protect", GroupRule, "host executable never to act on, a path or glob (repeatable)",
 		func(c *Config) value {
-			return &list{&c.Protect, "path", "absolute paths or globs of executables", checkProtect}
+			return &list{p: &c.Protect, typ: "path", use: "absolute paths or globs of executables", valid: checkProtect}
 		}},
 	{"pressure", "pressure", GroupRule, "fraction of a pid limit at which to hurry, 0 never",
 		func(c *Config) value { return fraction(&c.Pressure) }},
@@ -60,6 +60,10 @@ var settings = []setting[Config]{
 		func(c *Config) value { return choice(&c.Mode, ModeAuto, ModeEBPF, ModeProc) }},
 	{"sweepInterval", "sweep-interval", GroupWatch, "time between looks at every task",
 		func(c *Config) value { return duration(&c.SweepInterval, time.Second) }},
+	{"cri", "cri", GroupWatch, `socket of a runtime to ask for names (repeatable), "" asks nobody; else the usual ones`,
+		func(c *Config) value {
+			return &list{p: &c.CRI, typ: "path", use: "absolute paths of sockets", valid: checkRuntime, none: true}
+		}},
 	{"socket", "socket", GroupWatch, `unix socket of the API, "" for none`,
 		func(c *Config) value { return text(&c.Socket, "path", `an absolute path, or "" for none`, checkSocket) }},
 	{"metrics", "metrics", GroupWatch, "address to serve metrics on",

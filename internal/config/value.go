@@ -250,10 +250,17 @@ type list struct {
 	typ   string
 	use   string // one of them
 	valid func(string) error
+	// none says that an empty list is not the same as no list. A flag asks for it
+	// with an empty text.
+	none bool
 }
 
 // Set adds one text.
 func (l *list) Set(text string) error {
+	if l.none && text == "" && len(*l.p) == 0 {
+		*l.p = []string{}
+		return nil
+	}
 	if err := l.valid(text); err != nil {
 		return err
 	}
@@ -321,6 +328,13 @@ func checkSocket(s string) error {
 		return fmt.Errorf("%s is too long for a unix socket; use at most %d bytes", quote(s), limit)
 	}
 	return checkPath(s)
+}
+
+func checkRuntime(s string) error {
+	if s == "" {
+		return errors.New(`"" is not the path of a socket; name one`)
+	}
+	return checkSocket(s)
 }
 
 func checkMetrics(s string) error {

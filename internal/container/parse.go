@@ -16,8 +16,8 @@ type Match struct {
 }
 
 // Ref is what a cgroup path says about containers. Where containers are nested
-// the two differ: policy goes by Outer, which the inside cannot fake, and
-// display by Inner, which is the one that its owner knows.
+// the two differ: kzr goes by Outer, which the inside cannot fake, and shows
+// Inner beside it.
 type Ref struct {
 	Outer, Inner Match
 	// Delegated says that Outer lies in a subtree that belongs to a user: a
@@ -25,13 +25,28 @@ type Ref struct {
 	Delegated bool
 }
 
-// Container is what is known without asking a runtime.
-func (r Ref) Container() task.Container {
-	c := task.Container{Runtime: r.Inner.Runtime, ID: r.Inner.ID, PodUID: r.Inner.PodUID}
-	if c.PodUID == "" {
-		c.PodUID = r.Outer.PodUID
+// Container is what is known of the outermost container without asking a
+// runtime.
+func (r Ref) Container() task.Container { return r.Outer.container() }
+
+// Nested is the innermost container if it is not the outermost, else nil.
+func (r Ref) Nested() *task.Container {
+	if r.Inner == r.Outer {
+		return nil
 	}
-	return c
+	c := r.Inner.container()
+	return &c
+}
+
+// HasNames says whether there are names to ask a runtime for. LXC and nspawn
+// know a container by its id, and what a user's containers are called, only that
+// user's own runtime knows.
+func (r Ref) HasNames() bool {
+	return !r.Delegated && r.Outer.Runtime != "lxc" && r.Outer.Runtime != "nspawn"
+}
+
+func (m Match) container() task.Container {
+	return task.Container{Runtime: m.Runtime, ID: m.ID, PodUID: m.PodUID}
 }
 
 // runtimes are the prefixes of a container id in a cgroup's name.

@@ -281,10 +281,16 @@ func TestParseNested(t *testing.T) {
 		})
 	}
 
-	// What the inside does not say of itself, its pod says.
+	// kzr goes by the pod, and shows the docker inside it for what it is.
 	ref, _ := Parse(tests[2].path)
-	if got := ref.Container(); got.PodUID != uidA || got.ID != idB {
-		t.Errorf("docker in a pod is %+v, want the inner id and the outer pod", got)
+	if got := ref.Container(); got.PodUID != uidA || got.ID != ref.Outer.ID {
+		t.Errorf("docker in a pod is %+v, want the outer id and pod", got)
+	}
+	if got := ref.Nested(); got == nil || got.PodUID != "" || got.ID != idB {
+		t.Errorf("inside is %+v, want the inner id and no pod", got)
+	}
+	if pod, _ := Parse(ref.Outer.Cgroup); pod.Nested() != nil {
+		t.Errorf("a pod that holds nothing: inside is %+v", pod.Nested())
 	}
 }
 

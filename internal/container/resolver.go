@@ -104,9 +104,8 @@ func (r *Resolver) Run(ctx context.Context) {
 // the runtime's names. What is missing or old is asked for in the background,
 // so looking up a container early is how to have its name in time.
 //
-// The id that is asked for is the outermost one: inner ids belong to runtimes
-// that kzr cannot ask, or are made up. Names, pod and namespace are therefore
-// those of the container that the node's own runtime made.
+// It is about the outermost container: inner ids belong to runtimes that kzr
+// cannot ask, or are made up.
 func (r *Resolver) Lookup(ref Ref) (task.Container, bool) {
 	if !r.answerable(ref) {
 		return ref.Container(), false
@@ -185,7 +184,7 @@ func (c *cached) fill(ref Ref) task.Container {
 		if t.PodUID == "" {
 			t.PodUID = c.names.podUID
 		}
-		if t.Runtime == "" && ref.Inner == ref.Outer {
+		if t.Runtime == "" {
 			t.Runtime = c.names.runtime
 		}
 	}

@@ -287,7 +287,7 @@ func TestNames(t *testing.T) {
 		},
 		{
 			"docker in a pod of a container", systemdPod + "/cri-containerd-" + idA + ".scope/docker/" + idB,
-			task.Container{Runtime: "docker", ID: idB, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2"},
+			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2"},
 		},
 		{
 			"podman", "/machine.slice/libpod-" + idD + ".scope",

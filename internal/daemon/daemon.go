@@ -28,9 +28,13 @@ const (
 	// on for now, and between two looks at the pid limits while some parent has
 	// gathered zombies.
 	lookAgain = time.Second
-	// rest keeps the sweeps that hints ask for to a tenth of one CPU.
-	rest    = 9
-	minRest = 20 * time.Millisecond
+	// rest keeps the sweeps that hints ask for to a twentieth of one CPU.
+	rest = 19
+	// A hint comes before the last child is a zombie: since 6.16 its memory is
+	// torn down in between. settled is when nearly every one is, and still early
+	// for the shortest grace; by settledLate all but giants are.
+	settled     = 100 * time.Millisecond
+	settledLate = 900 * time.Millisecond
 	// gaveUpPause, doubled each time up to maxPause, is how long a parent is
 	// left alone that could not be removed.
 	gaveUpPause = time.Minute
@@ -50,9 +54,10 @@ type Options struct {
 	// not below Hinted.
 	Hinted   int
 	SetLevel func(int) error
-	// Name gives a container the names that only its runtime knows. It must not
-	// wait. nil leaves them empty.
-	Name func(container.Ref) task.Container
+	// Name says what is known of a container, and whether that includes the names
+	// that only its runtime knows. A daemon that acts must not wait in it. nil
+	// leaves them unknown.
+	Name func(container.Ref) (task.Container, bool)
 	// Watched says that somebody reads the stream, so that zombies are worth an
 	// event each. nil is nobody.
 	Watched func() bool
@@ -83,6 +88,7 @@ type Daemon struct {
 	config  config.Config
 	least   tracker.Rule // the easiest rule to meet
 	sweepAt time.Duration
+	lateAt  time.Duration // when to sweep once more for the last hint
 	limitAt time.Duration // when the pid limits are looked at again
 }
 
@@ -92,6 +98,7 @@ type watched struct {
 	next      time.Duration // when to look again, 0 with the next sweep
 	suspected bool          // reported as a suspect
 	said      policy.Reason // the reason last reported
+	unsure    bool          // for want of a name
 	until     time.Duration // left alone until then
 	pause     time.Duration
 }
@@ -107,7 +114,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	}
 	d.eye = &eye{source: o.Source, proc: o.Proc, name: o.Name, swept: d.swept}
 	if d.eye.name == nil {
-		d.eye.name = container.Ref.Container
+		d.eye.name = func(ref container.Ref) (task.Container, bool) { return ref.Container(), false }
 	}
 	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), o.Report)
 	return d, d.configure(o.Config)
@@ -190,22 +197,23 @@ func (d *Daemon) Run(ctx context.Context) {
 	}
 }
 
-// hinted plans a sweep: at once if hints were lost, else when the rest after the
-// last one is over.
+// hinted plans a sweep at once if hints were lost, else one when the children are
+// zombies and the rest after the last sweep is over.
 func (d *Daemon) hinted() {
-	at := task.Now()
+	now := task.Now()
+	at := max(now+settled, d.rested())
+	d.lateAt = now + settledLate
 	if d.lost.Swap(false) {
 		d.stats.losses.Add(1)
 		d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
-	} else {
-		at = max(at, d.rested())
+		at = now
 	}
 	d.sweepAt = min(d.sweepAt, at)
 }
 
 func (d *Daemon) rested() time.Duration {
 	l := d.eye.lastSweep()
-	return l.at + max(minRest, rest*l.took)
+	return l.at + rest*l.took
 }
 
 // work does what is due.
@@ -251,6 +259,9 @@ func (d *Daemon) sweep(ctx context.Context) {
 		return
 	}
 	d.sweepAt = last.at + d.sweepInterval(last.took)
+	if d.lateAt > last.at {
+		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested()))
+	}
 	crowded := d.eye.crowded(d.least.Threshold)
 	for id := range d.watched {
 		if _, ok := crowded[id]; !ok {
@@ -322,12 +333,12 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 	case f.verdict == policy.Target:
 		w.said = ""
 		if !d.opts.Observe {
-			d.reaper.Act(id, workload(&f.proc))
+			d.reaper.Act(id, f.proc.Workload)
 		}
 	default:
-		if f.reason != w.said {
-			w.said = f.reason
-			d.say(report.EventSpared, f.reason, f, because(f.reason))
+		if f.reason != w.said || f.rule.Unsure != w.unsure {
+			w.said, w.unsure = f.reason, f.rule.Unsure
+			d.say(report.EventSpared, f.reason, f, because(f))
 		}
 		if policy.Deferred(&f.proc) != "" {
 			w.next = now + lookAgain
@@ -417,16 +428,16 @@ func (d *Daemon) say(name string, reason policy.Reason, f finding, message strin
 	})
 }
 
-// workload is what limits.perWorkload counts by.
-func workload(p *task.Process) string { return p.Cgroup }
-
-func because(r policy.Reason) string {
-	switch r {
+func because(f finding) string {
+	switch f.reason {
 	case policy.Protected:
 		return "it is never signalled: pid 1, a kernel thread, kzr's own, or the host's infrastructure"
 	case policy.OutOfScope:
 		return "it is in no container, and the scope is containers"
 	case policy.ByRule:
+		if f.rule.Unsure {
+			return "its rule may say observe: the container's name is not known"
+		}
 		return "its rule says observe"
 	case policy.Traced:
 		return "it is being traced; kzr looks again every second"

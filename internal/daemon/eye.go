@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -28,12 +30,13 @@ type Source interface {
 type eye struct {
 	source Source
 	proc   *procscan.Scanner
-	name   func(container.Ref) task.Container
+	name   func(container.Ref) (task.Container, bool)
 	swept  func(last) // called after each sweep, with mu held
 
 	mu      sync.Mutex // held while a snapshot is taken, so that they apply in order
 	tracker tracker.Tracker
 	last    last
+	album   album
 	rules
 }
 
@@ -100,14 +103,22 @@ func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	f := finding{proc: proc, rule: e.policy.RuleFor(&proc), never: true}
-	p, ok := e.tracker.Get(id)
+	return e.weigh(proc, now), nil
+}
+
+// weigh is judge for a process that was looked at already.
+func (e *eye) weigh(proc task.Process, now time.Duration) finding {
+	f := finding{proc: proc, never: true}
+	p, ok := e.tracker.Get(proc.ID)
+	// With too few zombies for any rule, pressure makes no difference.
+	f.pressed = ok && p.Reapable() >= e.policy.Least().Threshold && e.pressed(&proc, p.Reapable())
+	f.rule = e.policy.RuleFor(&proc, f.pressed)
+	if f.pressed {
+		f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
+	}
 	if ok {
 		f.reapable, f.total, f.traced, f.tracer = p.Reapable(), p.Total(), p.Traced, p.Tracer
 		f.oldest = p.Oldest(now)
-		if f.pressed = e.pressed(&proc, f.reapable); f.pressed {
-			f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
-		}
 		due, ok := p.Due(f.rule.Rule)
 		f.due, f.never, f.met = due, !ok, ok && due <= now
 	}
@@ -115,7 +126,7 @@ func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
 	if !f.met {
 		f.verdict = policy.Watch
 	}
-	return f, nil
+	return f
 }
 
 // inspect reads who a parent is. A pid that was reused is gone.
@@ -127,11 +138,24 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 	if proc.ID != id {
 		return proc, procscan.ErrGone
 	}
-	if ref, ok := container.Parse(proc.Cgroup); ok {
-		c := e.name(ref)
-		proc.Container = &c
-	} else {
+	ref, ok := container.Parse(proc.Cgroup)
+	if !ok {
 		proc.Unit = container.Unit(proc.Cgroup)
+		proc.Workload = cmp.Or(proc.Unit, proc.Exe, proc.Cgroup)
+		return proc, nil
+	}
+	c, named := e.name(ref)
+	proc.Container, proc.Inner = &c, ref.Nested()
+	proc.Delegated, proc.NamesUnknown = ref.Delegated, !named && ref.HasNames()
+	switch {
+	case proc.Delegated:
+		proc.Workload = ref.Outer.Cgroup
+	case c.Pod != "":
+		proc.Workload = path.Join(c.Namespace, c.Pod, c.Name)
+	default:
+		// Without the pod's name its uid does: a container that restarts has
+		// another id each time.
+		proc.Workload = cmp.Or(c.PodUID, c.ID)
 	}
 	return proc, nil
 }

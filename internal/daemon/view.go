@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/advice"
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
 	"kzr/internal/report"
@@ -42,6 +43,9 @@ const stayed = time.Second
 // swept tells of the zombies that have stayed since the last sweep.
 func (d *Daemon) swept(l last) {
 	d.stats.sweeps.Add(1)
+	if l.at-d.eye.album.at > 2*yellowed {
+		d.eye.album = album{} // nobody looks any more
+	}
 	if d.opts.Watched == nil || !d.opts.Watched() {
 		return
 	}
@@ -125,7 +129,7 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 		Tasks: e.last.tasks, Zombies: e.last.zombies, Parents: []report.Parent{},
 	}
 	for p := range e.tracker.Parents() {
-		f, err := e.judge(p.ID, now)
+		f, err := e.glance(p, now)
 		switch {
 		case errors.Is(err, procscan.ErrGone):
 			continue
@@ -138,7 +142,64 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 		doc.Parents = append(doc.Parents, parent)
 	}
 	doc.Sort()
+	e.album.turn(now)
 	return doc, nil
+}
+
+// album keeps what was last read of parents that no rule is about, for those who
+// look at the node every second: to read a thousand parents takes a fifth of a
+// second. The zero value is ready.
+type album struct {
+	now, before map[task.ID]picture
+	at          time.Duration
+}
+
+type picture struct {
+	task.Process
+	taken time.Duration
+}
+
+// yellowed is the age at which a picture is taken anew. Those taken together do
+// not all come due together.
+const yellowed = 30 * time.Second
+
+func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
+	p, ok := a.before[id]
+	if !ok || now-p.taken > yellowed-time.Duration(id.PID%10)*time.Second {
+		return task.Process{}, false
+	}
+	a.keep(p)
+	return p.Process, true
+}
+
+func (a *album) keep(p picture) {
+	if a.now == nil {
+		a.now = map[task.ID]picture{}
+	}
+	a.now[p.ID] = p
+}
+
+// turn ends a document: who was not in it is forgotten.
+func (a *album) turn(now time.Duration) { a.before, a.now, a.at = a.now, nil, now }
+
+// glance is judge for people. Of a parent with too few zombies for any rule it
+// may look at an old picture: that it lives the snapshot has said. The caller
+// holds mu.
+func (e *eye) glance(p *tracker.Parent, now time.Duration) (finding, error) {
+	if p.Reapable() >= e.policy.Least().Threshold {
+		return e.judge(p.ID, now)
+	}
+	proc, ok := e.album.find(p.ID, now)
+	if !ok {
+		var err error
+		if proc, err = e.inspect(p.ID); err != nil {
+			return finding{}, err
+		}
+		if !proc.NamesUnknown {
+			e.album.keep(picture{proc, now})
+		}
+	}
+	return e.weigh(proc, now), nil
 }
 
 // refresh sweeps if the last snapshot is old and sweeping is cheap.
@@ -166,7 +227,7 @@ func (d *Daemon) shown(f *finding, now time.Duration) {
 
 func fill(p *report.Parent, f *finding, now time.Duration) {
 	p.OldestSeconds = report.Seconds(f.oldest)
-	p.Verdict, p.Reason = string(f.verdict), string(f.reason)
+	p.Verdict, p.Reason, p.Rule = string(f.verdict), string(f.reason), report.Sanitize(f.rule.Name)
 	if !f.never {
 		left := report.Seconds(max(0, f.due-now))
 		p.DeadlineSeconds = &left
@@ -176,6 +237,9 @@ func fill(p *report.Parent, f *finding, now time.Duration) {
 func children(p *tracker.Parent) *task.Children {
 	return &task.Children{Parent: p.ID, Reapable: p.Zombies(), Traced: p.Traced, Tracer: p.Tracer, Leaders: p.Leaders}
 }
+
+// relatives is how many live children are shown.
+const relatives = 20
 
 // Parent implements [report.View].
 func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
@@ -202,10 +266,19 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	d.eye.mu.Unlock()
 	out := report.NewDetail(&f.proc, zombies, now)
 	fill(&out.Parent, &f, now)
-	out.Rule, out.Threshold, out.Grace = f.rule.Name, f.rule.Threshold, report.Seconds(f.rule.Grace)
+	out.Rule, out.Threshold, out.Grace = out.Parent.Rule, f.rule.Threshold, report.Seconds(f.rule.Grace)
 	if current, limit, ok := d.opts.Proc.PidsLimit(f.proc.PidsCgroup); ok {
 		out.Pids = &report.PidsLimit{Cgroup: report.Sanitize(f.proc.PidsCgroup), Current: current, Limit: limit}
 	}
+	for i := range out.Sample {
+		z := &out.Sample[i]
+		z.Comm = report.Sanitize(d.opts.Proc.Comm(task.ID{PID: z.PID, Start: z.StartTime}))
+	}
+	live, total := d.opts.Proc.LiveChildren(proc.ID, zombies, relatives)
+	for _, c := range live {
+		out.Children = append(out.Children, report.NewRelative(c.PID, c.Comm, c.State))
+	}
+	out.LiveChildren = total
 	for up := f.proc.PPID; up > 0; {
 		p, err := d.opts.Proc.Inspect(up)
 		if err != nil {
@@ -214,5 +287,9 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		out.Ancestors = append(out.Ancestors, report.NewRelative(p.PID, p.Comm, p.State))
 		up = p.PPID
 	}
+	d.eye.mu.Lock()
+	c := d.eye.config
+	d.eye.mu.Unlock()
+	advice.Complete(&out, advice.Settings{Nudge: c.Nudge, TermTimeout: c.TermTimeout, DryRun: c.DryRun, Observe: d.opts.Observe})
 	return out, nil
 }

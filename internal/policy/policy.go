@@ -43,6 +43,9 @@ type Rule struct {
 	tracker.Rule
 	Name   string // of the first rule that matched, "" if none did
 	Action config.Action
+	// Unsure says that nobody can tell whether the rule matches: it says observe
+	// and asks for a name that the container's runtime has not told.
+	Unsure bool
 }
 
 // PressureGrace is how long a zombie has to wait when the process table is
@@ -101,36 +104,77 @@ func (p *Policy) Least() tracker.Rule {
 }
 
 // RuleFor returns the threshold, grace and action that hold for a process.
-func (p *Policy) RuleFor(proc *task.Process) Rule {
+//
+// Where a rule asks for names that are not known, nobody is killed in ignorance:
+// one that says observe counts as matching, and of one that says kill only a
+// higher threshold or a longer grace counts. When pids run out (pressed) there
+// is no time for that, and such rules do not match.
+func (p *Policy) RuleFor(proc *task.Process, pressed bool) Rule {
 	out := Rule{Rule: p.base, Action: config.ActionKill}
-	i := slices.IndexFunc(p.rules, func(r rule) bool { return p.matches(&r, proc) })
-	if i < 0 {
-		return out
+	var least tracker.Rule // what rules ask for that may be about it
+	for i := range p.rules {
+		r := &p.rules[i]
+		match := p.matches(r, proc)
+		if match == unknown && !pressed && r.Action != config.ActionObserve {
+			least.Threshold, least.Grace = max(least.Threshold, r.Threshold), max(least.Grace, r.Grace)
+		}
+		if match == no || match == unknown && (pressed || r.Action != config.ActionObserve) {
+			continue
+		}
+		out.Name = r.Name
+		out.Unsure = match == unknown
+		out.Action = cmp.Or(r.Action, out.Action)
+		out.Threshold = cmp.Or(r.Threshold, out.Threshold)
+		out.Grace = cmp.Or(r.Grace, out.Grace)
+		break
 	}
-	r := p.rules[i]
-	out.Name = r.Name
-	out.Action = cmp.Or(r.Action, out.Action)
-	out.Threshold = cmp.Or(r.Threshold, out.Threshold)
-	out.Grace = cmp.Or(r.Grace, out.Grace)
+	out.Threshold, out.Grace = max(out.Threshold, least.Threshold), max(out.Grace, least.Grace)
 	return out
 }
 
-func (p *Policy) matches(r *rule, proc *task.Process) bool {
-	c := proc.Container
-	if c == nil {
-		c = &task.Container{}
-	}
-	fits := func(g *glob.Glob, s string) bool { return g == nil || s != "" && g.Match(s) }
+// answer says whether a rule matches. The least of several holds for them all.
+type answer int
+
+const (
+	no answer = iota
+	unknown
+	yes
+)
+
+func (p *Policy) matches(r *rule, proc *task.Process) answer {
 	m := &r.Match
-	return (m.Scope != config.ScopeContainers || p.InContainer(proc)) &&
-		fits(r.namespace, c.Namespace) &&
-		fits(r.pod, c.Pod) &&
-		(r.container == nil || fits(r.container, c.Name) || fits(r.container, c.ID)) &&
-		fits(r.image, c.Image) &&
-		fits(r.exe, proc.Exe) &&
-		fits(r.cgroup, proc.Cgroup) &&
-		(m.UID == nil || *m.UID == proc.UID) &&
-		(m.ContainerInit == nil || *m.ContainerInit == proc.NamespaceInit())
+	fits := func(g *glob.Glob, s string) bool { return g == nil || s != "" && g.Match(s) }
+	if m.Scope == config.ScopeContainers && !p.InContainer(proc) ||
+		!fits(r.exe, proc.Exe) ||
+		!fits(r.cgroup, proc.Cgroup) ||
+		m.UID != nil && *m.UID != proc.UID ||
+		m.ContainerInit != nil && *m.ContainerInit != proc.NamespaceInit() {
+		return no
+	}
+	if r.namespace == nil && r.pod == nil && r.container == nil && r.image == nil {
+		return yes
+	}
+
+	c := proc.Container
+	if c == nil || proc.Delegated {
+		// A user could give his container anybody's id, and so that one's rule.
+		return no
+	}
+	named := func(g *glob.Glob, s string, has bool) answer {
+		switch {
+		case fits(g, s):
+			return yes
+		case has && proc.NamesUnknown:
+			return unknown
+		}
+		return no
+	}
+	name := named(r.container, c.Name, true)
+	if fits(r.container, c.ID) {
+		name = yes
+	}
+	inPod := c.PodUID != ""
+	return min(named(r.namespace, c.Namespace, inPod), named(r.pod, c.Pod, inPod), name, named(r.image, c.Image, true))
 }
 
 // InContainer says whether a process is in a pid namespace other than the

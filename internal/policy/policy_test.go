@@ -96,7 +96,7 @@ func TestDecide(t *testing.T) {
 				t.Fatal(err)
 			}
 			pr := proc(tt.proc)
-			verdict, reason := p.Decide(pr, p.RuleFor(pr))
+			verdict, reason := p.Decide(pr, p.RuleFor(pr, false))
 			if verdict != tt.want || reason != tt.reason {
 				t.Errorf("got %s %q, want %s %q", verdict, reason, tt.want, tt.reason)
 			}
@@ -134,24 +134,87 @@ func TestRuleFor(t *testing.T) {
 		proc func(*task.Process)
 		want Rule
 	}{
-		{"none", onHost("/usr/bin/app"), Rule{base, "", config.ActionKill}},
-		{"first wins, the rest is inherited", func(p *task.Process) { p.Exe = "/opt/x/bin/y" }, Rule{tracker.Rule{Threshold: 7, Grace: time.Minute}, "exe", config.ActionKill}},
-		{"every field must match", nil, Rule{tracker.Rule{Threshold: 50, Grace: 5 * time.Second}, "all fields", config.ActionKill}},
-		{"one field does not", func(p *task.Process) { p.UID = 1 }, Rule{base, "by id", config.ActionObserve}},
-		{"a name that is not known yet matches nothing", func(p *task.Process) { p.Container.Namespace, p.Container.ID = "", "x" }, Rule{base, "", config.ActionKill}},
+		{"none", onHost("/usr/bin/app"), Rule{base, "", config.ActionKill, false}},
+		{"first wins, the rest is inherited", func(p *task.Process) { p.Exe = "/opt/x/bin/y" }, Rule{tracker.Rule{Threshold: 7, Grace: time.Minute}, "exe", config.ActionKill, false}},
+		{"every field must match", nil, Rule{tracker.Rule{Threshold: 50, Grace: 5 * time.Second}, "all fields", config.ActionKill, false}},
+		{"one field does not", func(p *task.Process) { p.UID = 1 }, Rule{base, "by id", config.ActionObserve, false}},
+		{"a name that it does not have matches nothing", func(p *task.Process) { p.Container.Namespace, p.Container.ID = "", "x" }, Rule{base, "", config.ActionKill, false}},
 		{"comm and command line do not count", func(p *task.Process) {
 			p.Comm, p.Cmdline, p.UID, p.Container = "/opt/x/bin/y", []string{"/opt/x/bin/y"}, 1, nil
-		}, Rule{base, "", config.ActionKill}},
+		}, Rule{base, "", config.ActionKill, false}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := p.RuleFor(proc(tt.proc)); got != tt.want {
+			if got := p.RuleFor(proc(tt.proc), false); got != tt.want {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
 	}
 	if got, want := p.Least(), (tracker.Rule{Threshold: 7, Grace: 5 * time.Second}); got != want {
 		t.Errorf("least is %+v, want %+v", got, want)
+	}
+}
+
+// Nobody is killed because the runtime has not said yet who it is, unless pids
+// are running out.
+func TestRuleForUnknownNames(t *testing.T) {
+	uid := uint32(7)
+	c := config.Default()
+	nameless := func(p *task.Process) {
+		p.NamesUnknown = true
+		p.Container = &task.Container{Runtime: "containerd", ID: "abc", PodUID: "1-2"}
+	}
+	outsidePods := with(nameless, func(p *task.Process) { p.Container.PodUID = "" })
+	base := tracker.Rule{Threshold: c.Threshold, Grace: c.Grace}
+	kill, sure, unsure := Rule{base, "", config.ActionKill, false}, Rule{base, "r", config.ActionObserve, false}, Rule{base, "r", config.ActionObserve, true}
+	observe := func(m config.Match) []config.Rule {
+		return []config.Rule{{Name: "r", Match: m, Action: config.ActionObserve}}
+	}
+	tests := []struct {
+		name  string
+		rules []config.Rule
+		proc  func(*task.Process)
+		want  Rule
+	}{
+		{"namespace", observe(config.Match{Namespace: "keep*"}), nameless, unsure},
+		{"pod", observe(config.Match{Pod: "x"}), nameless, unsure},
+		{"container", observe(config.Match{Container: "x"}), nameless, unsure},
+		{"image", observe(config.Match{Image: "x"}), nameless, unsure},
+		{"its id is known", observe(config.Match{Container: "abc"}), nameless, sure},
+		{"another field does not match", observe(config.Match{Namespace: "keep*", UID: &uid}), nameless, kill},
+		{"no pod has no namespace", observe(config.Match{Namespace: "keep*"}), outsidePods, kill},
+		{"no pod has an image", observe(config.Match{Image: "x"}), outsidePods, unsure},
+		{"no container has no name", observe(config.Match{Container: "x"}), func(p *task.Process) { p.Container = nil }, kill},
+		{"once it is known", observe(config.Match{Namespace: "keep*"}), nil, kill},
+		{"a user's container has no name to match", observe(config.Match{Container: "abc"}), func(p *task.Process) { p.Delegated = true }, kill},
+		{"nor does it match a kill", []config.Rule{{Name: "r", Match: config.Match{Container: "abc"}, Threshold: 2}}, func(p *task.Process) { p.Delegated = true }, kill},
+		{"kill does not match", []config.Rule{{Name: "r", Match: config.Match{Namespace: "shop"}, Threshold: 2, Grace: time.Second}}, nameless, kill},
+		{"but its patience counts", []config.Rule{{Name: "r", Match: config.Match{Namespace: "shop"}, Threshold: 500, Grace: time.Second}}, nameless,
+			Rule{tracker.Rule{Threshold: 500, Grace: base.Grace}, "", config.ActionKill, false}},
+		{"a later observe still matches", append([]config.Rule{{Name: "k", Match: config.Match{Namespace: "shop"}}}, observe(config.Match{Pod: "x"})...), nameless, unsure},
+		{"an earlier match is enough", append([]config.Rule{{Name: "k", Match: config.Match{Exe: "/app"}}}, observe(config.Match{Pod: "x"})...), nameless,
+			Rule{base, "k", config.ActionKill, false}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := c
+			c.Rules = tt.rules
+			p, err := New(c, host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := p.RuleFor(proc(tt.proc), false); got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+			// Without the time to wait for names, what is not known does not match.
+			want := tt.want
+			if want == unsure || want.Threshold == 500 {
+				want = kill
+			}
+			if got := p.RuleFor(proc(tt.proc), true); got != want {
+				t.Errorf("under pressure: got %+v, want %+v", got, want)
+			}
+		})
 	}
 }
 

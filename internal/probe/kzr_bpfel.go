@@ -31,8 +31,10 @@ type kzrParent struct {
 	_       structs.HostLayout
 	Tgid    uint32
 	Start   uint32
-	Credit  int32
+	Exits   uint32
+	Due     uint32
 	Reports uint32
+	Pad     uint32
 }
 
 type kzrRecord struct {
@@ -72,6 +74,7 @@ const (
 	kzrMapParents      = "parents"
 	kzrMapStamps       = "stamps"
 	kzrMapWalks        = "walks"
+	kzrProgListNothing = "list_nothing"
 	kzrProgListZombies = "list_zombies"
 	kzrProgOnExit      = "on_exit"
 	kzrProgOnExitEmpty = "on_exit_empty"
@@ -123,6 +126,7 @@ type kzrSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kzrProgramSpecs struct {
+	ListNothing *ebpf.ProgramSpec `ebpf:"list_nothing"`
 	ListZombies *ebpf.ProgramSpec `ebpf:"list_zombies"`
 	OnExit      *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.ProgramSpec `ebpf:"on_exit_empty"`
@@ -200,6 +204,7 @@ type kzrVariables struct {
 //
 // It can be passed to loadKzrObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kzrPrograms struct {
+	ListNothing *ebpf.Program `ebpf:"list_nothing"`
 	ListZombies *ebpf.Program `ebpf:"list_zombies"`
 	OnExit      *ebpf.Program `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.Program `ebpf:"on_exit_empty"`
@@ -207,6 +212,7 @@ type kzrPrograms struct {
 
 func (p *kzrPrograms) Close() error {
 	return _KzrClose(
+		p.ListNothing,
 		p.ListZombies,
 		p.OnExit,
 		p.OnExitEmpty,

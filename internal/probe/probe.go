@@ -92,14 +92,18 @@ func Open(opts Options) (*Probe, error) {
 	case ns != initPIDNS:
 		return nil, ErrNamespace
 	}
-	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this fails but was
-	// needed, creating the map says so.
-	memlock := rlimit.RemoveMemlock()
-
 	spec, err := loadKzr()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded eBPF object: %w", err)
 	}
+	return load(spec, opts)
+}
+
+func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
+	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this fails but was
+	// needed, creating the map says so.
+	memlock := rlimit.RemoveMemlock()
+
 	p := &Probe{offset: opts.BoottimeOffset, buf: make([]byte, 64<<10)}
 	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
 		return nil, fmt.Errorf("setting the hint level: %w", err)

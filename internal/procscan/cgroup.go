@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/container"
 	"kzr/internal/task"
 )
 
@@ -122,73 +123,36 @@ func (m *mount) read(cgroup, file string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
+// cgroupMax is how much of a process's cgroup file is read: the longest path
+// in every hierarchy that a kernel can have.
+const cgroupMax = 17 * 4096
+
 // readCgroups fills in what a process's cgroups say.
 func (s *Scanner) readCgroups(p *task.Process, l *look) error {
-	// The library looks the process up by its pid; that the directory held by
-	// the look is alive afterwards proves that it was the same one.
-	proc, err := s.fs.Proc(p.PID)
-	if err != nil {
-		return l.check("cgroup", err)
-	}
-	lines, err := proc.Cgroups()
+	file, err := readAll(l.dir, "cgroup", cgroupMax)
 	if err := l.check("cgroup", err); err != nil {
 		return err
 	}
-	p.Cgroup, p.PidsCgroup = chooseCgroups(lines)
-	p.Frozen, err = s.cgroups.frozen(lines)
+	p.Cgroup, p.PidsCgroup = container.Pick(file)
+	p.Frozen, err = s.cgroups.frozen(file)
 	return l.check("the freezer of its cgroup", err)
 }
 
-// chooseCgroups picks the path that names the container and the one whose pids
-// limit holds for the process.
-//
-// On a host with v1 hierarchies a runtime may use any of them, and the others
-// show "/" or the service that it runs in. The longest path is the one that
-// says most; a tenant who may make cgroups can only lengthen what his own
-// container's path begins with. Between equals, v2 and systemd's come first.
-func chooseCgroups(lines []procfs.Cgroup) (name, pids string) {
-	unified := ""
-	for _, c := range lines {
-		if c.HierarchyID == 0 {
-			unified = c.Path
+// frozen says whether a process with this cgroup file is frozen, or is about to
+// be.
+func (h *hierarchies) frozen(file []byte) (bool, error) {
+	for line := range strings.Lines(string(file)) {
+		part := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(part) != 3 {
+			continue
 		}
-		if slices.Contains(c.Controllers, "pids") {
-			pids = c.Path
-		}
-	}
-	rank := func(c procfs.Cgroup) int {
-		switch {
-		case c.HierarchyID == 0:
-			return 3
-		case slices.Contains(c.Controllers, "name=systemd"):
-			return 2
-		case slices.Contains(c.Controllers, "pids"):
-			return 1
-		}
-		return 0
-	}
-	best := -1
-	for _, c := range lines {
-		if len(c.Path) > len(name) || (len(c.Path) == len(name) && rank(c) > best) {
-			name, best = c.Path, rank(c)
-		}
-	}
-	if pids == "" {
-		pids = unified
-	}
-	return name, pids
-}
-
-// frozen says whether a process of these cgroups is frozen, or is about to be.
-func (h *hierarchies) frozen(lines []procfs.Cgroup) (bool, error) {
-	for _, c := range lines {
 		var frozen bool
 		var err error
 		switch {
-		case c.HierarchyID == 0:
-			frozen, err = h.unified.frozen(c.Path)
-		case slices.Contains(c.Controllers, "freezer"):
-			frozen, err = h.freezer.frozenV1(c.Path)
+		case part[0] == "0":
+			frozen, err = h.unified.frozen(part[2])
+		case slices.Contains(strings.Split(part[1], ","), "freezer"):
+			frozen, err = h.freezer.frozenV1(part[2])
 		}
 		if frozen || err != nil {
 			return frozen, err

@@ -88,6 +88,7 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 		return task.Process{}, ErrGone
 	}
 	p.PPID, p.Comm, p.State, p.Threads = int(last.ppid), string(last.comm), last.state, int(last.threads)
+	p.Waited = last.waited
 	p.Kernel, p.Exiting = last.flags&pfKthread != 0, last.flags&pfExiting != 0
 	p.Unseen = l.unseen
 	return p, nil

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/prometheus/procfs"
 )
 
 // tail is a stat line from its fourth field to its last, with four of them to
@@ -34,6 +32,23 @@ func TestParseStat(t *testing.T) {
 		}
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("comm %q: %+v, %v; want %+v", comm, got, err, want)
+		}
+	}
+}
+
+// Each of the counters of reaped children tells of a wait.
+func TestParseStatWaited(t *testing.T) {
+	fields := strings.Fields(string(line(7, "sh", 'S', 1, 0, 1, 1)))
+	for field := 10; field <= 19; field++ {
+		f := slices.Clone(fields)
+		for i := 10; i <= 19; i++ {
+			f[i-1] = "0"
+		}
+		f[field-1] = "3"
+		st, err := parseStat([]byte(strings.Join(f, " ") + "\n"))
+		want := field == 11 || field == 13 || field == 16 || field == 17 // man 5 proc_pid_stat
+		if err != nil || st.waited != want {
+			t.Errorf("field %d: %v, %v", field, st.waited, err)
 		}
 	}
 }
@@ -217,45 +232,6 @@ func TestNextPID(t *testing.T) {
 	}
 	if want := []uint32{1, 4194304, 77}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
-	}
-}
-
-func cg(id int, path string, controllers ...string) procfs.Cgroup {
-	return procfs.Cgroup{HierarchyID: id, Controllers: controllers, Path: path}
-}
-
-func TestChooseCgroups(t *testing.T) {
-	const docker = "/docker/2b7a6a7ee1cba9e0c3a2a8ba55ba3b0fa3bfe83a2f5aa5a4cd1f9ae8a8a3c0de"
-	for _, tc := range []struct {
-		name       string
-		lines      []procfs.Cgroup
-		path, pids string
-	}{
-		{"nothing", nil, "", ""},
-		{"v2", []procfs.Cgroup{cg(0, "/system.slice/x.service")}, "/system.slice/x.service", "/system.slice/x.service"},
-		{"v2 root", []procfs.Cgroup{cg(0, "/")}, "/", "/"},
-		{
-			"hybrid, runtime in v1",
-			[]procfs.Cgroup{
-				cg(3, docker, "pids"), cg(2, docker, "cpu", "cpuacct"), cg(1, docker, "name=systemd"),
-				cg(0, "/system.slice/containerd.service"),
-			},
-			docker, docker,
-		},
-		{
-			"hybrid, only memory tells",
-			[]procfs.Cgroup{cg(8, "/", "pids"), cg(4, "/pod/1", "memory"), cg(9, "/", "name=systemd"), cg(0, "/")},
-			"/pod/1", "/",
-		},
-		{
-			"equals: v2 first",
-			[]procfs.Cgroup{cg(8, "/b", "pids"), cg(9, "/c", "name=systemd"), cg(0, "/a")},
-			"/a", "/b",
-		},
-	} {
-		if path, pids := chooseCgroups(tc.lines); path != tc.path || pids != tc.pids {
-			t.Errorf("%s: %q and %q, want %q and %q", tc.name, path, pids, tc.path, tc.pids)
-		}
 	}
 }
 

@@ -20,6 +20,7 @@ type stat struct {
 	flags   uint32
 	threads uint32 // 0 if the task was released while the line was made
 	start   uint64 // clock ticks since boot
+	waited  bool   // its counters of reaped children are not all zero
 }
 
 // dead says that no thread of it will ever run again.
@@ -61,6 +62,12 @@ func parseStat(line []byte) (stat, error) {
 			s.ppid = uint32(v)
 		case 9:
 			s.flags = uint32(v)
+		case 11, 13, 16, 17:
+			// Page faults and processor time of the children that it has waited
+			// for. A forked process makes a fault as soon as it runs, so these tell
+			// of every wait; all they can miss is children of vfork that exec
+			// nothing.
+			s.waited = s.waited || v != 0
 		case 20:
 			s.threads = uint32(v)
 		case 22:

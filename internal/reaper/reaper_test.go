@@ -374,17 +374,18 @@ func TestVanishes(t *testing.T) {
 		r.wantStory(z.PID, "signal SIGCHLD", "spared recovered")
 	})
 	t.Run("between the look and the signal", func(t *testing.T) {
-		z := zoo.Start(t, "leak=5 serve")
+		// Nobody reaps it, and the kernel would accept a signal.
+		kid := zoo.Start(t, "fork { name=kid leak=5 serve } serve").Named("kid")
 		judge := newJudge(t)
 		judge.after = func(task.ID) {
-			z.Signal(unix.SIGKILL)
-			z.WaitDead(soon)
+			kid.Signal(unix.SIGKILL)
+			kid.WaitDead(soon)
 		}
 		r := newRig(t, judge, plenty)
-		if out := r.outcome(r.act(z.Proc)); out.Result != Spared || out.Reason != policy.Recovered {
+		if out := r.outcome(r.act(kid)); out.Result != Spared || out.Reason != policy.Recovered {
 			t.Errorf("outcome %+v", out)
 		}
-		r.wantStory(z.PID, "spared recovered")
+		r.wantStory(kid.PID, "spared recovered")
 	})
 }
 
@@ -414,6 +415,20 @@ func TestIdentity(t *testing.T) {
 		if out := r.outcome(task.ID{PID: tid, Start: 1}); out.Result != Spared {
 			t.Errorf("outcome %+v", out)
 		}
+	}
+	if c := z.Count(); c.CHLD+c.TERM != 0 {
+		t.Errorf("it got signals: %+v", c)
+	}
+}
+
+// A look at another process counts for nothing, whatever it says.
+func TestLookAtAnother(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	id := idOf(t, z.Proc)
+	r := newRig(t, strayJudge{}, plenty)
+	r.Act(id, "")
+	if out := r.outcome(id); out.Result != Spared || out.Reason != policy.IdentityChanged {
+		t.Errorf("outcome %+v", out)
 	}
 	if c := z.Count(); c.CHLD+c.TERM != 0 {
 		t.Errorf("it got signals: %+v", c)
@@ -814,7 +829,7 @@ func actUnprivileged(target string) {
 }
 
 // A hundred ladders that wait need no thread: with a full process table there
-// is none to be had.
+// is none to be had. Nor do they leave descriptors behind.
 func TestWaitingNeedsNoThread(t *testing.T) {
 	const n = 100
 	z := zoo.Start(t, "%s serve", strings.Repeat("fork { serve } ", n))
@@ -823,14 +838,15 @@ func TestWaitingNeedsNoThread(t *testing.T) {
 		t.Fatalf("%d children", len(kids))
 	}
 	r := newRig(t, willingJudge{}, plenty)
-	threads := func() int {
-		tasks, err := os.ReadDir("/proc/self/task")
+	entries := func(dir string) int {
+		all, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(tasks)
+		return len(all)
 	}
-	before := threads()
+	threads := func() int { return entries("/proc/self/task") }
+	before, files := threads(), entries("/proc/self/fd")
 	for _, pid := range kids {
 		r.Act(task.ID{PID: pid}, "")
 	}
@@ -851,5 +867,8 @@ func TestWaitingNeedsNoThread(t *testing.T) {
 	})
 	if during := threads(); during > before+3 {
 		t.Errorf("%d threads after the ladders, %d before", during, before)
+	}
+	if left := entries("/proc/self/fd"); left != files {
+		t.Errorf("%d open files after the ladders, %d before", left, files)
 	}
 }

@@ -70,11 +70,14 @@ type Status struct {
 // Detail is GET /v1/parents/{pid}: all that helps to understand one parent.
 type Detail struct {
 	Parent
-	Unit    string   `json:"unit"` // systemd unit of a host process, "" if none
-	Threads int      `json:"threads"`
-	NSPID   []int    `json:"nspid"`  // its pid in each pid namespace from kzr's inwards; never null
-	Unseen  []string `json:"unseen"` // what could not be read; never null
-	Tracer  int      `json:"tracer"` // pid of its own tracer, 0 if none
+	// Inner is the innermost container where Container holds others, else null. Its
+	// owner could have made it up.
+	Inner   *task.Container `json:"inner"`
+	Unit    string          `json:"unit"` // systemd unit of a host process, "" if none
+	Threads int             `json:"threads"`
+	NSPID   []int           `json:"nspid"`  // its pid in each pid namespace from kzr's inwards; never null
+	Unseen  []string        `json:"unseen"` // what could not be read; never null
+	Tracer  int             `json:"tracer"` // pid of its own tracer, 0 if none
 	// Of its zombies, those that it cannot reap: held by a tracer (one such is
 	// named), or dead leaders whose other threads live on.
 	TracedZombies int `json:"tracedZombies"`
@@ -82,7 +85,8 @@ type Detail struct {
 	DeadLeaders   int `json:"deadLeaders"`
 
 	Signals Signals `json:"signals"`
-	// Waits says whether it was ever seen to reap a child: null if not known.
+	// Waits says whether it has ever reaped a child, maybe as another program
+	// before its last exec: null if not known.
 	Waits *bool      `json:"waits"`
 	Pids  *PidsLimit `json:"pids"` // its cgroup's limit on tasks, null if none is known
 
@@ -128,6 +132,7 @@ type Relative struct {
 type ZombieChild struct {
 	PID        int      `json:"pid"`
 	StartTime  uint64   `json:"starttime"`  // clock ticks since boot
+	Comm       string   `json:"comm"`       // "" if it was gone already
 	AgeSeconds *float64 `json:"ageSeconds"` // null if not known
 }
 
@@ -140,12 +145,14 @@ const sampleSize = 20
 func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 	d := Detail{
 		Parent:    NewParent(p, c),
+		Inner:     sanitizeContainer(p.Inner),
 		Unit:      Sanitize(p.Unit),
 		Threads:   p.Threads,
 		NSPID:     append([]int{}, p.NSPID...),
 		Unseen:    sanitizeAll(p.Unseen),
 		Tracer:    p.Tracer,
 		Signals:   signals(p),
+		Waits:     &p.Waited,
 		Ancestors: []Relative{},
 		Children:  []Relative{},
 		Sample:    []ZombieChild{},

@@ -51,7 +51,7 @@ func TestDocumentJSONEmpty(t *testing.T) {
 		}
 	}
 	got, _ = EncodeJSON(NewDetail(&task.Process{}, nil, 0))
-	if n := strings.Count(string(got), "null"); n != 4 { // container, deadline, waits, pids
+	if n := strings.Count(string(got), "null"); n != 5 { // container, inner, deadline, waits, pids
 		t.Errorf("%d nulls in %s", n, got)
 	}
 }

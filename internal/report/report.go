@@ -84,6 +84,8 @@ type Parent struct {
 	OldestSeconds float64 `json:"oldestSeconds"` // age of the oldest countable zombie as far as known
 	Verdict       string  `json:"verdict"`       // watch, target, acting or spared
 	Reason        string  `json:"reason"`
+	// Rule is the configured rule that matches; it is absent if none does.
+	Rule string `json:"rule,omitempty"`
 	// DeadlineSeconds is how long until the rule is met if nothing changes, 0 if
 	// it is met, null if it never will be at this count.
 	DeadlineSeconds *float64 `json:"deadlineSeconds"`

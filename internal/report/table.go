@@ -108,7 +108,8 @@ func fit(wide *[columns]int, limit int) {
 	}
 }
 
-// verdict is what kzr thinks, with its reason or the time that is left.
+// verdict is what kzr thinks, with its reason or the time that is left, and the
+// rule that it goes by.
 func verdict(p Parent) string {
 	s := Sanitize(p.Verdict)
 	switch {
@@ -116,6 +117,9 @@ func verdict(p Parent) string {
 		s += " " + Sanitize(p.Reason)
 	case s == "watch" && p.DeadlineSeconds != nil:
 		s += ", due in " + Age(time.Duration(*p.DeadlineSeconds*float64(time.Second)))
+	}
+	if p.Rule != "" {
+		s += " [" + Sanitize(p.Rule) + "]"
 	}
 	return s
 }

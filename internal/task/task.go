@@ -111,6 +111,9 @@ type Process struct {
 	Kernel     bool // PF_KTHREAD
 	Exiting    bool // PF_EXITING: it is dying, even if State says S or D
 	Frozen     bool // its cgroup is frozen
+	// Waited says that it has reaped a child at some time, maybe before it became
+	// the program that it is now (exec keeps the counters that tell).
+	Waited bool
 	// Signal sets of the main thread, bit n-1 for signal n: caught by a handler,
 	// ignored, blocked.
 	SigCaught, SigIgnored, SigBlocked uint64
@@ -119,11 +122,25 @@ type Process struct {
 	NSPID []int
 	// Namespace inode numbers, 0 where unreadable.
 	PIDNS, MntNS, UserNS uint64
-	Cgroup               string     // its path in the hierarchy that names containers, as kzr sees it
-	PidsCgroup           string     // its path in the hierarchy with the pids controller; "" if there is none
-	Container            *Container // nil outside any container
-	Unit                 string     // systemd unit of a host process, "" if none
-	Unseen               []string   // what could not be read, for a person: "exe: permission denied"
+	Cgroup               string // its path in the hierarchy that names containers, as kzr sees it
+	PidsCgroup           string // its path in the hierarchy with the pids controller; "" if there is none
+	// Container is the outermost one that it is in, nil outside any: scope, rules
+	// and limits go by it, because nothing inside can fake it.
+	Container *Container
+	// NamesUnknown says that Container has names that its runtime has not told,
+	// not yet or not at all.
+	NamesUnknown bool
+	// Delegated says that Container lies where a user may make cgroups: it may be
+	// a rootless container, or made to look like anybody's.
+	Delegated bool
+	// Inner is the innermost container where several are nested, else nil. It is
+	// for people only: whoever controls Container could have made it up.
+	Inner *Container
+	Unit  string // systemd unit of a host process, "" if none
+	// Workload is what limits.perWorkload counts by: namespace/pod/container, else
+	// the container, else the unit, else the executable.
+	Workload string
+	Unseen   []string // what could not be read, for a person: "exe: permission denied"
 }
 
 // NamespaceInit says whether the process is pid 1 of a pid namespace other than

@@ -19,6 +19,9 @@
 // socket ZOO_REPORT (a file descriptor number), or without one when main ends
 // or on SIGTERM or SIGINT.
 //
+// With the first argument "alone" there is no keeper: the script runs in the
+// very process, as the init of a container has to.
+//
 // Every process with a name says "hello NAME" on that socket when it is ready:
 // the kernel adds its pid in the receiver's namespace, and it passes along the
 // other end of a socket of its own, over which further steps can be sent. They
@@ -405,16 +408,18 @@ static void do_churn(struct step *s)
 	pid_t want = number(s, arg(s, 0)), pid;
 	int64_t end = now_ns() + opt_number(s, "for", 60000) * MSEC;
 	pid_t last = 0;
+	bool crowded = false;
 
 	while (now_ns() < end) {
 		// Far from it a vfork will do, which costs half. Close to it,
 		// each child could be the one.
-		if (last < want - 16 || last >= want) {
+		if (!crowded && (last < want - 16 || last >= want)) {
 			pid = vfork();
 			if (pid == 0)
 				_exit(0);
-			// This child got it, and is a zombie: free the pid and
-			// go round once more.
+			// If this child got it, the numbers before it are taken:
+			// free the pid and go round once more, with care.
+			crowded = pid == want;
 		} else {
 			int ready[2];
 
@@ -1500,6 +1505,10 @@ int main(int argc, char **argv)
 	// Copies, because steps are taken apart in place and cmdline is to stay.
 	for (int i = 1; i < argc && i < MAX_TOKENS; i++)
 		token[i - 1] = strdup(argv[i]);
+	if (strcmp(token[0], "alone") == 0) {
+		run(token + 1);
+		return 0;
+	}
 	int code = keep(token);
 	return report ? 0 : code;
 }

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/config"
+	"kzr/internal/container"
+	"kzr/internal/daemon"
+	"kzr/internal/report"
+	"kzr/internal/task"
+	"kzr/internal/top"
+)
+
+// backlog is how many events wait for the screen before some are lost.
+const backlog = 1024
+
+// dialDaemon returns a client of the daemon; or, if it does not answer, nil and
+// why kzr has to look by itself.
+func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
+	const self = "watching by itself, never acting"
+	if c.Socket == "" {
+		return nil, "no socket is configured: " + self
+	}
+	client := report.Dial(c.Socket)
+	_, err := client.Status(ctx)
+	switch {
+	case err == nil:
+		return client, ""
+	case errors.Is(err, report.ErrNoDaemon):
+		return nil, fmt.Sprintf("no daemon answers at %s: %s", c.Socket, self)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return nil, fmt.Sprintf("the daemon at %s lets only root and its group in: %s", c.Socket, self)
+	}
+	return nil, fmt.Sprintf("the daemon at %s does not answer (%s): %s", c.Socket, oneLine(err.Error()), self)
+}
+
+// watcher is a daemon of one's own that only looks. It implements [top.Source].
+type watcher struct {
+	daemon  *daemon.Daemon
+	node    *node
+	since   time.Time
+	events  chan report.Event
+	watched atomic.Bool
+	missed  atomic.Uint64
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+}
+
+var (
+	_ top.Source = (*watcher)(nil)
+	_ top.Source = (*report.Client)(nil)
+)
+
+// watch starts to look at the node; the caller must close it.
+func watch(ctx context.Context, c config.Config) (*watcher, error) {
+	n, err := openNode(c)
+	if err != nil {
+		return nil, err
+	}
+	o, err := n.options(c)
+	if err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog)}
+	ctx, w.stop = context.WithCancel(ctx)
+	names := container.NewResolver(container.Options{Sockets: c.CRI, Named: func(string) { w.daemon.Hint(task.Hint{}) }})
+	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names.Lookup
+	o.Logger = slog.New(slog.DiscardHandler) // the screen shows what fails
+	if w.daemon, err = daemon.New(ctx, o); err != nil {
+		w.stop()
+		return nil, errors.Join(err, n.close())
+	}
+	if n.probe != nil {
+		// Without hints there still are the sweeps.
+		w.work.Go(func() { _ = n.probe.Hints(w.daemon.Hint) })
+	}
+	w.work.Go(func() { names.Run(ctx) })
+	w.work.Go(func() { w.daemon.Run(ctx) })
+	return w, nil
+}
+
+func (w *watcher) close() error {
+	w.stop()
+	if w.node.probe != nil {
+		w.node.probe.StopHints()
+	}
+	w.work.Wait()
+	return w.node.close()
+}
+
+// report takes an event for whoever reads them. It does not wait.
+func (w *watcher) report(e report.Event) {
+	if !w.watched.Load() {
+		return
+	}
+	select {
+	case w.events <- e:
+	default:
+		w.missed.Add(1)
+	}
+}
+
+// Status implements [top.Source].
+func (w *watcher) Status(context.Context) (report.Status, error) {
+	st := w.daemon.Status()
+	st.Since = w.since
+	w.node.complete(&st)
+	return st, nil
+}
+
+// Parents implements [top.Source].
+func (w *watcher) Parents(ctx context.Context) (report.Document, error) {
+	return w.daemon.Document(ctx)
+}
+
+// Parent implements [top.Source].
+func (w *watcher) Parent(ctx context.Context, pid int) (report.Detail, error) {
+	return w.daemon.Parent(ctx, pid)
+}
+
+// Events implements [top.Source] for one reader.
+func (w *watcher) Events(ctx context.Context) iter.Seq2[report.StreamEvent, error] {
+	return func(yield func(report.StreamEvent, error) bool) {
+		w.watched.Store(true)
+		defer w.watched.Store(false)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-w.events:
+				if n := w.missed.Swap(0); n > 0 &&
+					!yield(report.StreamEvent{Time: time.Now(), Event: report.EventMissed, Count: n}, nil) {
+					return
+				}
+				if !yield(e.Stream(), nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// written passes on how writing for a reader ended. One that is gone has what it
+// wanted.
+func written(err error) error {
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}

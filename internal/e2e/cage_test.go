@@ -1,0 +1,113 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// cage changes what this process may and can see, step by step, and becomes the
+// program in os.Args[1:]. The test binary is started again to do it, because a
+// test's own threads must stay as they are.
+//
+//	mntns        a mount namespace of its own
+//	proc         a fresh /proc, as in a new pid namespace
+//	noproc       an empty /proc
+//	hidepid      /proc mounted with hidepid=2
+//	nobtf        the kernel's type information is hidden
+//	nobody       uid and gid 65534, no capability
+//	nocap=N      capability N is taken away
+//	nobpf=ERRNO  bpf(2) fails with that number
+//	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
+func cage(steps []string) {
+	runtime.LockOSThread() // credentials and filters are a thread's, and exec keeps the caller's
+	for _, s := range steps {
+		verb, value, _ := strings.Cut(s, "=")
+		n, _ := strconv.Atoi(value)
+		if err := cageStep(verb, n); err != nil {
+			fmt.Fprintf(os.Stderr, "cage: %s: %v\n", s, err)
+			os.Exit(99)
+		}
+	}
+	os.Unsetenv("KZR_TEST_CAGE")
+	err := unix.Exec(os.Args[1], os.Args[1:], os.Environ())
+	fmt.Fprintf(os.Stderr, "cage: exec %s: %v\n", os.Args[1], err)
+	os.Exit(99)
+}
+
+func cageStep(verb string, n int) error {
+	switch verb {
+	case "mntns":
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	case "proc":
+		return unix.Mount("proc", "/proc", "proc", 0, "")
+	case "noproc":
+		return unix.Mount("none", "/proc", "tmpfs", 0, "")
+	case "hidepid":
+		return unix.Mount("proc", "/proc", "proc", 0, "hidepid=2")
+	case "nobtf":
+		return unix.Mount("none", "/sys/kernel/btf", "tmpfs", 0, "")
+	case "nobody":
+		if err := unix.Setgroups(nil); err != nil {
+			return err
+		}
+		if err := unix.Setresgid(nobody, nobody, nobody); err != nil {
+			return err
+		}
+		return unix.Setresuid(nobody, nobody, nobody)
+	case "nocap":
+		return dropCapability(n)
+	case "nobpf":
+		return deny(unix.SYS_BPF, unix.Errno(n))
+	case "nopidfd":
+		return deny(unix.SYS_PIDFD_OPEN, unix.ENOSYS)
+	}
+	return fmt.Errorf("unknown step")
+}
+
+const nobody = 65534
+
+// dropCapability takes one capability from the bounding set: root gets those
+// that are left at its next exec.
+func dropCapability(n int) error {
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(n), 0, 0, 0); err != nil {
+		return err
+	}
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return err
+	}
+	d[n/32].Inheritable &^= 1 << (n % 32)
+	return unix.Capset(&h, &d[0])
+}
+
+// deny makes a system call of this architecture fail, for this thread and what
+// it executes.
+func deny(call int, errno unix.Errno) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // seccomp_data.nr
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(call)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if e != 0 {
+		return e
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
+)
+
+// tick is the pause between two attempts at something that is over in a moment.
+func tick() <-chan time.Time { return time.After(time.Millisecond) }
+
+// often reads how often a test repeats itself from the environment.
+func often(t *testing.T, variable string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q is no count", variable, text)
+	}
+	return n
+}
+
+// The windows in which a pid changes hands. kzr is held there, at one system
+// call, for as long as that takes.
+var windows = []struct {
+	name string
+	at   func(c *call, v *victim) bool
+}{
+	{"before its pidfd is opened", func(c *call, v *victim) bool {
+		return !c.Exit && c.Nr == unix.SYS_PIDFD_OPEN && int(c.Args[0]) == v.pid
+	}},
+	{"once its pidfd is open", func(c *call, v *victim) bool {
+		return c.Exit && c.Nr == unix.SYS_PIDFD_OPEN && int(c.Args[0]) == v.pid
+	}},
+	{"before a look into its /proc directory", func(c *call, v *victim) bool {
+		return v.looked(c, false)
+	}},
+	{"during a look into its /proc directory", func(c *call, v *victim) bool {
+		return v.looked(c, true)
+	}},
+	{"before SIGCHLD", signalling(unix.SIGCHLD, false)},
+	{"after SIGCHLD", signalling(unix.SIGCHLD, true)},
+	{"before SIGTERM", signalling(unix.SIGTERM, false)},
+	{"after SIGTERM", signalling(unix.SIGTERM, true)},
+	{"before SIGKILL", signalling(unix.SIGKILL, false)},
+}
+
+func signalling(sig unix.Signal, exit bool) func(*call, *victim) bool {
+	return func(c *call, v *victim) bool {
+		return c.Exit == exit && c.Nr == unix.SYS_PIDFD_SEND_SIGNAL && v.pidfds[c.Args[0]] && unix.Signal(c.Args[1]) == sig
+	}
+}
+
+// A victim is a target that is to die, and lose its pid to another, in one of the
+// windows.
+type victim struct {
+	proc   *zoo.Proc
+	pid    int // as kzr sees it
+	window int
+	skip   int // so many looks are let pass
+	pidfds map[uint64]bool
+	heir   *zoo.Proc
+	start  uint64 // of the heir
+}
+
+// looked says whether the call is the look that was waited for. Directories are
+// opened by name, "4242" or "4242/stat", below a descriptor of /proc.
+func (v *victim) looked(c *call, exit bool) bool {
+	if c.Nr != unix.SYS_OPENAT || c.Exit != exit || c.pid(c.Args[1]) != v.pid {
+		return false
+	}
+	v.skip--
+	return v.skip < 0
+}
+
+// A pidSource makes a process with a number that was just freed.
+type pidSource func(main *zoo.Zoo, pid int, script string)
+
+// A pid that was reused between any two steps of kzr's: the new owner gets no
+// signal. kzr is held at every kind of system call between the detection and the
+// last signal, the target is killed and reaped, an innocent gets its number, and
+// kzr goes on. The innocent holds one zombie less than the rule asks for.
+func TestScenario11PidReuse(t *testing.T) {
+	t.Run("proc", func(t *testing.T) {
+		// In a pid namespace with few numbers, so that the kernel itself comes
+		// round to the number at once.
+		s := newSite(t)
+		groups := workloads(t, 24)
+		z := zoo.Start(t, "in=pidns,proc serve")
+		next := pidSource(churn)
+		if major, minor := kernel(t); major > 6 || major == 6 && minor >= 14 {
+			lowerPidMax(t, z, 700)
+			z.Do("churn=301 { exit } reap=all") // the kernel comes back to no lower one
+		} else {
+			// There pid_max is one for the whole machine.
+			next = setTID
+		}
+		reusePids(t, s, z, s.startInside(z, "--mode=proc", "--scope=all", "--threshold=4"), next, groups)
+	})
+	t.Run("ebpf", func(t *testing.T) {
+		s := newSite(t)
+		groups := workloads(t, 60)
+		z := zoo.Start(t, "serve")
+		reusePids(t, s, z, s.start("--mode=ebpf", "--scope=all", "--threshold=4"), setTID, groups)
+	})
+}
+
+func churn(main *zoo.Zoo, pid int, script string)  { main.Do("churn=%d { %s }", pid, script) }
+func setTID(main *zoo.Zoo, pid int, script string) { main.Do("fork=tid=%d { %s }", pid, script) }
+
+func kernel(t *testing.T) (major, minor int) {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		t.Fatalf("kernel release %q: %v", release, err)
+	}
+	return major, minor
+}
+
+// inside is a command in the pid and mount namespaces of a zoo.
+func inside(z *zoo.Zoo, program string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(z.PID), "--pid", "--mount", "--", program}, args...)...)
+}
+
+func lowerPidMax(t *testing.T, z *zoo.Zoo, n int) {
+	t.Helper()
+	const file = "/proc/sys/kernel/pid_max"
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := inside(z, "sh", "-c", fmt.Sprintf("echo %d >%s", n, file)).CombinedOutput(); err != nil {
+		t.Fatalf("lowering pid_max: %v: %s", err, out)
+	}
+	if after, _ := os.ReadFile(file); string(after) != string(before) {
+		t.Errorf("pid_max of the whole machine became %s", after)
+	}
+}
+
+// startInside starts kzr in the pid and mount namespaces of a zoo.
+func (s *site) startInside(z *zoo.Zoo, flags ...string) *daemon {
+	s.t.Helper()
+	d := s.launch(inside(z, program(s.t), append(append([]string{"run"}, s.usual()...), flags...)...))
+	// That is nsenter, which waits for it.
+	kids := zoo.Children(d.pid)
+	if len(kids) != 1 {
+		s.t.Fatalf("nsenter has the children %v", kids)
+	}
+	d.pid = kids[0]
+	d.threads = threads(d.pid)
+	return d
+}
+
+// workloads are cgroups to count by: targets of one workload are ended one after
+// the other. Their paths are longer than that of any other cgroup the test runs
+// in, and so the ones that kzr takes for the name.
+func workloads(t *testing.T, n int) []*zoo.Cgroup {
+	t.Helper()
+	groups := make([]*zoo.Cgroup, n)
+	for i := range groups {
+		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%d/%s", os.Getpid(), i, strings.Repeat("x", 200)))
+	}
+	return groups
+}
+
+func reusePids(t *testing.T, s *site, main *zoo.Zoo, k *daemon, next pidSource, groups []*zoo.Cgroup) {
+	rounds, batch := often(t, "KZR_REUSE", 300), len(groups)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	dice := rand.New(rand.NewPCG(seed, 0))
+	tr := traceDaemon(k)
+	swapped := map[string]int{}
+	total, missed := 0, 0
+	for round := 0; total < rounds; round++ {
+		victims := map[int]*victim{}
+		for i := range batch {
+			v := &victim{window: (round*batch + i) % len(windows), skip: dice.IntN(12), pidfds: map[uint64]bool{}}
+			name := fmt.Sprintf("t%d-%d", round, i)
+			v.pid, _ = strconv.Atoi(main.Do("fork { name=%s cgroup=%s exec=%s term=ignore leak=5 serve }", name, groups[i].Dir, s.exe))
+			v.proc = main.Named(name)
+			victims[v.pid] = v
+		}
+		heirs := swap(t, main, k, tr, victims, next, round)
+		for _, v := range heirs {
+			swapped[windows[v.window].name]++
+		}
+		total += len(heirs)
+		missed += len(victims)
+		for _, v := range heirs {
+			if !v.heir.Alive() {
+				t.Fatalf("the process that got pid %d %s is dead", v.pid, windows[v.window].name)
+			}
+			if c := v.heir.Count(); c.CHLD != 0 || c.TERM != 0 {
+				t.Fatalf("the process that got pid %d %s was sent %d SIGCHLD and %d SIGTERM", v.pid, windows[v.window].name, c.CHLD, c.TERM)
+			}
+			for _, e := range k.all(func(e event) bool { return isSignal(e) && e.PID == v.pid && e.StartTime == v.start }) {
+				t.Errorf("signalled: %s", e.line)
+			}
+			v.heir.Signal(unix.SIGKILL)
+			v.heir.WaitDead(patience)
+			main.Do("reap=pid=%d", v.pid)
+		}
+		main.Do("reap=now")
+	}
+	tr.close()
+	for _, w := range slices.Sorted(maps.Keys(swapped)) {
+		t.Logf("%4d %s", swapped[w], w)
+	}
+	for _, w := range windows {
+		if swapped[w.name] == 0 {
+			t.Errorf("no pid changed hands %s", w.name)
+		}
+	}
+	record(t, total, fmt.Sprintf("%d pids changed hands between two system calls of kzr's; no signal reached a new owner", total))
+	t.Logf("%d targets came to their end before their window", missed)
+}
+
+// swap takes the victims to their windows and gives their pids away there. It
+// returns those for which that came about; in victims remain those that kzr got
+// first.
+func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*victim, next pidSource, round int) []*victim {
+	t.Helper()
+	// The tracer's thread alone looks at what it follows; ours tells it which.
+	waiting := maps.Clone(victims)
+	opener := map[int]int{} // thread: pid
+	tr.hold(func(c *call) bool {
+		if c.Nr == unix.SYS_PIDFD_OPEN {
+			opener[c.Thread] = int(c.Args[0])
+			if v := waiting[int(c.Args[0])]; v != nil && c.Exit && c.Result >= 0 {
+				for _, other := range waiting {
+					delete(other.pidfds, uint64(c.Result))
+				}
+				v.pidfds[uint64(c.Result)] = true
+			}
+		}
+		for pid, v := range waiting {
+			if windows[v.window].at(c, v) {
+				delete(waiting, pid)
+				c.Result = int64(pid) // for ours
+				return true
+			}
+		}
+		return false
+	})
+	defer tr.hold(nil)
+	var heirs []*victim
+	deadline := time.After(patience)
+	for len(victims) > 0 {
+		select {
+		case st := <-tr.stops:
+			v := victims[int(st.Result)]
+			delete(victims, v.pid)
+			v.proc.Signal(unix.SIGKILL)
+			v.proc.WaitDead(patience)
+			main.Do("reap=pid=%d", v.pid)
+			main.Do("reap=now") // what it left behind
+			name := fmt.Sprintf("h%d-%d", round, len(heirs))
+			next(main, v.pid, fmt.Sprintf("name=%s exec=%s chld=count term=count leak=3,sig=0 serve", name, k.site.exe))
+			v.heir = main.Named(name)
+			v.start = startTime(t, v.heir.PID)
+			heirs = append(heirs, v)
+			st.goOn()
+		case <-time.After(100 * time.Millisecond):
+			left := 0
+			for _, v := range victims {
+				if v.proc.Alive() {
+					left++
+				}
+			}
+			if left == 0 { // the others never came to their window
+				return settled(heirs)
+			}
+		case <-deadline:
+			t.Fatalf("%d targets live after %v", len(victims), patience)
+		}
+	}
+	return settled(heirs)
+}
+
+// settled gives kzr time for what it could still do to the wrong one.
+func settled(heirs []*victim) []*victim {
+	time.Sleep(500 * time.Millisecond)
+	return heirs
+}
+
+// startTime is field 22 of /proc/PID/stat.
+func startTime(t *testing.T, pid int) uint64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := statFields(string(text))
+	n, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return n
+}

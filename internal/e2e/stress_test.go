@@ -1,0 +1,658 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
+)
+
+// What kzr may hold in memory with half a million zombies on the node.
+const maxResident = 64 << 20
+
+// usage is what a process holds.
+type usage struct {
+	resident, peak int // bytes
+	threads, files int
+	cpu            time.Duration
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%.1f MiB resident (peak %.1f), %d threads, %d descriptors, %v of CPU",
+		float64(u.resident)/(1<<20), float64(u.peak)/(1<<20), u.threads, u.files, u.cpu.Round(10*time.Millisecond))
+}
+
+// usage reads what kzr holds right now.
+func (d *daemon) usage() (u usage) {
+	d.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.pid))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.Atoi(f[1])
+		switch f[0] {
+		case "VmRSS:":
+			u.resident = n << 10
+		case "VmHWM:":
+			u.peak = n << 10
+		case "Threads:":
+			u.threads = n
+		}
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.pid))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	u.files = len(fds)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.pid))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	f := statFields(string(stat))
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	u.cpu = time.Duration(user+system) * (time.Second / 100)
+	return u
+}
+
+// small wants that kzr never held more memory than it may. The race detector
+// alone takes more than that.
+func (d *daemon) small(limit int) {
+	d.t.Helper()
+	if u := d.usage(); u.peak > limit && !raceBuild {
+		d.t.Errorf("kzr held %.1f MiB at its peak, more than %d MiB", float64(u.peak)/(1<<20), limit>>20)
+	}
+}
+
+// roomFor raises the machine's limits on tasks where they are lower, which
+// disturbs nobody, until the test ends.
+func roomFor(t *testing.T, tasks, highest int) {
+	t.Helper()
+	for _, l := range []struct {
+		file string
+		want int
+		// What would be over the old limit: then the new one stays.
+		used func() int
+	}{
+		{"/proc/sys/kernel/threads-max", tasks, func() int { return nodeTasks(t) }},
+		{"/proc/sys/kernel/pid_max", highest, func() int { return highestPID(t) }},
+	} {
+		old := readNumber(t, l.file)
+		if old >= l.want {
+			continue
+		}
+		if err := os.WriteFile(l.file, []byte(strconv.Itoa(l.want)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			for end := time.Now().Add(20 * time.Second); l.used() > old; time.Sleep(100 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Logf("%s stays at %d: more than %d is in use", l.file, l.want, old)
+					return
+				}
+			}
+			if err := os.WriteFile(l.file, []byte(strconv.Itoa(old)), 0o644); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func readNumber(t *testing.T, file string) int {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return n
+}
+
+func nodeTasks(t *testing.T) (n int) {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, total, _ := strings.Cut(strings.Fields(string(text))[3], "/")
+	n, _ = strconv.Atoi(total)
+	return n
+}
+
+func highestPID(t *testing.T) (highest int) {
+	t.Helper()
+	dir, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range dir {
+		pid, _ := strconv.Atoi(e.Name())
+		highest = max(highest, pid)
+	}
+	return highest
+}
+
+// status is the part of GET /v1/status that these tests look at.
+type status struct {
+	Source  string `json:"source"`
+	Zombies int    `json:"zombies"`
+	Parents int    `json:"parents"`
+	Lost    int    `json:"lost"`
+	Sweeps  int    `json:"sweeps"`
+}
+
+// socket is the flag that gives kzr a socket in the site's directory.
+func (s *site) socket() string { return "--socket=" + filepath.Join(s.dir, "kzr.sock") }
+
+// ask gets a JSON document from the socket.
+func (s *site) ask(path string, into any) error {
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.dir, "kzr.sock"))
+		},
+	}}
+	answer, err := client.Get("http://kzr" + path)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s: %s", path, answer.Status, body)
+	}
+	return json.Unmarshal(body, into)
+}
+
+func (s *site) wantAnswer(path string, into any) {
+	s.t.Helper()
+	if err := s.ask(path, into); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// One parent makes 16,000 zombies a second for 30 seconds, and holds them all.
+func TestScenario22Storm(t *testing.T) {
+	n := often(t, "KZR_STORM", 480_000)
+	roomFor(t, n+100_000, 4<<20)
+	s := newSite(t)
+	patient := strings.Replace(s.rule(), "}}", "}, grace: 1h}", 1)
+	s.configure("", patient)
+	k := s.start("--mode=ebpf", "--scope=all", "--threshold=50", "--sweep-interval=10s", s.socket())
+	before := k.usage()
+	z := zoo.Start(t, "exec=%s serve", s.exe)
+
+	began := time.Now()
+	z.Do("storm=%d,rate=16000", n)
+	zoo.Within(t, time.Duration(n/16)*time.Millisecond*10+patience, "all are made", func() bool {
+		time.Sleep(250 * time.Millisecond)
+		return z.Count().Made == n
+	})
+	took := time.Since(began)
+	rate := float64(n) / took.Seconds()
+	t.Logf("%d zombies in %v, %.0f a second; kzr: %v", n, took.Round(time.Second), rate, k.usage())
+	if n >= 400_000 && rate < 8000 {
+		t.Logf("this machine cannot make them faster now")
+	}
+
+	// The truth within one sweep.
+	zoo.Within(t, 15*time.Second, "kzr counts them exactly", func() bool {
+		time.Sleep(250 * time.Millisecond)
+		var doc document
+		if err := s.ask("/v1/parents", &doc); err != nil {
+			return false // busy: ask again
+		}
+		p, _ := doc.of(z.PID)
+		return p.Countable == n
+	})
+	held := k.usage()
+	t.Logf("holding them: %v", held)
+
+	// It is acted on as soon as its rule says so.
+	s.configure("", s.rule())
+	reloaded := time.Now()
+	k.send(unix.SIGHUP)
+	k.saw(z.PID, "signal SIGCHLD")
+	k.saw(z.PID, "signal SIGTERM")
+	z.WaitDead(patience)
+	k.saw(z.PID, "terminated")
+	t.Logf("gone %v after the rule held; kzr: %v", time.Since(reloaded).Round(10*time.Millisecond), k.usage())
+	k.small(maxResident)
+	zoo.Within(t, patience, "the zombies are gone", func() bool {
+		time.Sleep(100 * time.Millisecond)
+		return nodeTasks(t) < n/2
+	})
+	record(t, n, fmt.Sprintf("%d zombies at %.0f a second, held: counted exactly in one sweep, %.0f MiB resident at the peak, CPU %v, parent removed",
+		n, rate, float64(k.usage().peak)/(1<<20), (k.usage().cpu-before.cpu).Round(10*time.Millisecond)))
+}
+
+// While kzr cannot read, thousands of parents are hinted at: the ring overruns.
+// Nothing is decided on what came through; kzr says so and looks at everything.
+func TestScenario23RingOverrun(t *testing.T) {
+	s := newSite(t)
+	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=1h", s.socket())
+	k.send(unix.SIGSTOP)
+	t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
+	flash := zoo.Start(t, "exec=%s serve", s.exe)
+	const parents = 8000 // the ring has room for 4096
+	flash.Do("flash=0,kids=12")
+	zoo.Within(t, patience, "short-lived parents come and go", func() bool { return flash.Count().Made >= parents })
+	// This one's hint finds no room.
+	late := zoo.Start(t, "exec=%s leak=30 serve", s.exe)
+	flash.Do("quiet")
+	good := zoo.Start(t, "exec=%s fresh=30,age=300 serve", s.exe)
+	k.send(unix.SIGCONT)
+	cont := time.Now()
+	lost := k.await("lost events", func(e event) bool { return e.Event == "lost_events" })
+	sig := k.saw(late.PID, "signal SIGCHLD")
+	late.WaitDead(patience)
+	alive(t, good.Proc, flash.Proc)
+	k.silentAbout(0, good.PID, flash.PID)
+	if lost.Level != "WARN" {
+		t.Errorf("%s", lost.line)
+	}
+	var st status
+	s.wantAnswer("/v1/status", &st)
+	if st.Lost == 0 {
+		t.Error("the status counts no loss")
+	}
+	made := flash.Count().Made
+	record(t, made, fmt.Sprintf("%d hints lost, said so; the parent whose hint was lost was found by the sweep at once (signalled %v after) and nobody else was touched",
+		st.Lost, sig.Time.Sub(cont).Round(10*time.Millisecond)))
+}
+
+// The kernel side's tables are arrays and are never full. What can happen is that
+// two processes share a slot, which costs the hint's precision and nothing else.
+func TestScenario23SharedSlots(t *testing.T) {
+	roomFor(t, 0, 4<<20)
+	s := newSite(t)
+	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=1h", "--grace=2s", s.socket())
+	main := zoo.Start(t, "serve")
+	// Parents 65,536 apart, and zombies 524,288 apart: see bpf/kzr.bpf.c.
+	const low = 1_100_000
+	for i := range 4 {
+		main.Do("fork=tid=%d { name=p%d exec=%s serve }", low+i*65536, i, s.exe)
+	}
+	for range 30 { // in turn, so that each takes the slot from the other
+		for i := range 4 {
+			main.Named(fmt.Sprintf("p%d", i)).Do("leak=1")
+		}
+	}
+	for i := range 4 {
+		p := main.Named(fmt.Sprintf("p%d", i))
+		k.saw(p.PID, "signal SIGCHLD")
+		p.WaitDead(patience)
+		main.Do("reap=pid=%d", p.PID)
+	}
+	born := time.Now()
+	main.Do("fork { name=pair exec=%s serve }", s.exe)
+	pair := main.Named("pair")
+	for i := range 12 {
+		pair.Do("fork=tid=%d { exit } fork=tid=%d { exit }", low+500_000+i, low+500_000+i+524_288)
+	}
+	k.saw(pair.PID, "signal SIGCHLD")
+	if e := k.all(about(pair.PID, "signal SIGCHLD"))[0]; e.Zombies != 24 || e.Time.Sub(born) < 2*time.Second {
+		t.Errorf("after %v, 24 zombies: %s", e.Time.Sub(born), e.line)
+	}
+	record(t, 4*30+24, "parents and zombies that share slots of the kernel side's tables: all found by hints, none early")
+}
+
+// Parents that live for a millisecond and leave zombies to others.
+func TestScenario34ParentStorm(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode, "--scope=all", s.socket())
+		z := zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe)
+		half := time.Duration(often(t, "KZR_FLASH_SECONDS", 10)) * time.Second / 2
+		time.Sleep(half) // first what kzr allocates once
+		first, made := k.usage(), z.Count().Made
+		time.Sleep(half)
+		rate := float64(z.Count().Made-made) / half.Seconds()
+		z.Do("quiet")
+		last := k.usage()
+		k.silentAbout(0, z.PID)
+		if signals := k.all(isSignal); len(signals) > 0 {
+			t.Errorf("signalled: %s", signals[0].line)
+		}
+		zoo.Within(t, patience, "kzr forgets the parents", func() bool {
+			var doc document
+			s.wantAnswer("/v1/parents", &doc)
+			for _, p := range doc.Parents {
+				if strings.HasPrefix(p.Exe, s.dir) {
+					return false
+				}
+			}
+			return true
+		})
+		alive(t, z.Proc)
+		if grown := last.resident - first.resident; grown > 8<<20 && !raceBuild {
+			t.Errorf("kzr grew from %v to %v", first, last)
+		}
+		if last.files > first.files+4 {
+			t.Errorf("descriptors: from %v to %v", first, last)
+		}
+		record(t, z.Count().Made, fmt.Sprintf("%.0f parents a second: none left in kzr's view, no signal, %v", rate, last))
+	})
+}
+
+// A waiting is a shell that was started while that was possible, and runs its
+// script when told.
+type waiting struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *strings.Builder
+}
+
+func newWaiting(t *testing.T, cmd *exec.Cmd) *waiting {
+	t.Helper()
+	w := &waiting{t: t, cmd: cmd, out: new(strings.Builder)}
+	cmd.Stdout, cmd.Stderr = w.out, w.out
+	cmd.WaitDelay = time.Second
+	var err error
+	if w.in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if w.cmd.ProcessState == nil {
+			_ = w.in.Close()
+			_ = w.cmd.Wait()
+		}
+	})
+	return w
+}
+
+// run says what the script printed and how it ended.
+func (w *waiting) run() (output string, status int) {
+	w.t.Helper()
+	_, _ = io.WriteString(w.in, "go\n")
+	_ = w.in.Close()
+	late := time.AfterFunc(patience, func() { _ = w.cmd.Process.Kill() })
+	defer late.Stop()
+	_ = w.cmd.Wait()
+	return w.out.String(), w.cmd.ProcessState.ExitCode()
+}
+
+// The script that kzr replaces, without its kills; and the smallest one that
+// forks.
+const (
+	cronScript = `read go || exit 0; set -e; ps -eo pid,ppid,stat,cmd | awk '$3 == "Z" { print $2 }' | sort -u`
+	forkScript = `read go || exit 0; set -e; (exit 0); /bin/true; echo forked`
+)
+
+// cannotFork wants that a script fails for want of a process.
+func cannotFork(t *testing.T, w *waiting) {
+	t.Helper()
+	out, status := w.run()
+	if status == 0 || !strings.Contains(strings.ToLower(out), "fork") {
+		t.Errorf("with the table full a script ended with %d and said %q", status, out)
+	}
+}
+
+func canFork(t *testing.T, w *waiting) {
+	t.Helper()
+	if out, status := w.run(); status != 0 || out != "forked\n" {
+		t.Errorf("with room in the table a script ended with %d and said %q", status, out)
+	}
+}
+
+// fill lets a process leak until nothing can fork, with kzr stopped, so that the
+// table is full before kzr does anything, and stays so while it works.
+func fill(t *testing.T, k *daemon, leaker *zoo.Proc) {
+	t.Helper()
+	k.send(unix.SIGSTOP)
+	t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
+	leaker.Do("storm=0")
+	zoo.Within(t, patience, "forks fail", func() bool { return leaker.Count().Failed > 3 })
+}
+
+// The process table of a pid namespace is full: nothing there can fork, root
+// included. kzr, started before, is in there too and frees it.
+func TestScenario28TableFull(t *testing.T) {
+	t.Parallel()
+	if major, minor := kernel(t); major < 6 || major == 6 && minor < 14 {
+		t.Skip("a process table of its own has a pid namespace only since Linux 6.14; the virtual machines' test fills the real one")
+	}
+	s := newSite(t)
+	z := zoo.Start(t, "in=pidns,proc chld=reap serve")
+	lowerPidMax(t, z, 420)
+	z.Do("fork { name=leaker exec=%s serve }", s.exe)
+	leaker := z.Named("leaker")
+	k := s.startInside(z, "--mode=proc", "--scope=all", "--grace=1h", "--pressure=0.85")
+	began := k.usage()
+	cron, before, after := newWaiting(t, inside(z, "sh", "-c", cronScript)), newWaiting(t, inside(z, "sh", "-c", forkScript)), newWaiting(t, inside(z, "sh", "-c", forkScript))
+
+	fill(t, k, leaker)
+	cannotFork(t, cron)
+	cannotFork(t, before)
+	k.send(unix.SIGCONT)
+	freed := time.Now()
+	leaker.WaitDead(patience)
+	took := time.Since(freed)
+	k.await("the end of the leaker", func(e event) bool { return e.Event == "terminated" && e.Exe == s.exe })
+	zoo.Within(t, patience, "its zombies are reaped", func() bool { return z.Zombies() < 5 })
+	canFork(t, after)
+	if u := k.usage(); u.threads != began.threads {
+		t.Errorf("threads: %d before, %d after", began.threads, u.threads)
+	}
+	record(t, 1, fmt.Sprintf("nothing could fork, the cron script neither; kzr freed the table in %v with the threads it had", took.Round(10*time.Millisecond)))
+}
+
+// The same with a cgroup's limit around kzr itself, the leaker and everybody
+// else.
+func TestScenario28KzrInFullCgroup(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		box := zoo.NewCgroup(t, "pids", fmt.Sprintf("kzr-e2e-full-%d-%s", os.Getpid(), mode[len("--mode="):]))
+		enter := func(pid int) {
+			t.Helper()
+			if err := os.WriteFile(filepath.Join(box.Dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		leaker := zoo.Start(t, "cgroup=%s exec=%s serve", box.Dir, s.exe)
+		k := s.start(mode, "--scope=all", "--grace=1h", "--pressure=0.85")
+		enter(k.pid)
+		cron, before, after := newWaiting(t, exec.Command("sh", "-c", cronScript)), newWaiting(t, exec.Command("sh", "-c", forkScript)), newWaiting(t, exec.Command("sh", "-c", forkScript))
+		for _, w := range []*waiting{cron, before, after} {
+			enter(w.cmd.Process.Pid)
+		}
+		box.SetPidsMax(250)
+		began := k.usage()
+
+		fill(t, k, leaker.Proc)
+		cannotFork(t, cron)
+		cannotFork(t, before)
+		k.send(unix.SIGCONT)
+		freed := time.Now()
+		leaker.WaitDead(patience)
+		took := time.Since(freed)
+		k.saw(leaker.PID, "terminated")
+		zoo.Within(t, patience, "its zombies are reaped", func() bool {
+			return readNumber(t, filepath.Join(box.Dir, "pids.current")) < 100
+		})
+		canFork(t, after)
+		if u := k.usage(); u.threads != began.threads {
+			t.Errorf("threads: %d before, %d after", began.threads, u.threads)
+		}
+		// Under pressure nobody is asked to reap.
+		if story := k.story(leaker.PID); len(story) == 0 || story[0] != "signal SIGTERM" {
+			t.Errorf("the story is %v", story)
+		}
+		record(t, 1, fmt.Sprintf("kzr in the full cgroup itself: freed in %v, no new thread", took.Round(10*time.Millisecond)))
+	})
+}
+
+// A container that has used up its own pids.max is freed by the pressure rule,
+// long before the grace.
+func TestScenario29ContainerAtItsPidsMax(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		id := fmt.Sprintf("%064x", time.Now().UnixNano())
+		pod := zoo.NewCgroup(t, "pids", "kubepods/burstable/pod0f2d4b6a-1111-4222-8333-944455556666/"+id)
+		z := zoo.Start(t, "in=pidns,proc cgroup=%s chld=reap fork { name=app exec=%s term=ignore serve } serve", pod.Dir, s.exe)
+		app := z.Named("app")
+		shell := inside(z, "sh", "-c", forkScript)
+		after := newWaiting(t, shell)
+		if err := os.WriteFile(filepath.Join(pod.Dir, "cgroup.procs"), []byte(strconv.Itoa(shell.Process.Pid)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range zoo.Children(shell.Process.Pid) {
+			if err := os.WriteFile(filepath.Join(pod.Dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pod.SetPidsMax(100)
+		k := s.start(mode, "--grace=1h", "--nudge=1h", "--term-timeout=1h", "--pressure=0.85")
+		app.Do("storm=0")
+		began := time.Now()
+		app.WaitDead(patience)
+		took := time.Since(began)
+		k.saw(app.PID, "terminated")
+		k.wantStory(app.PID, "signal SIGTERM", "signal SIGKILL", "terminated")
+		if e := k.all(about(app.PID, "signal SIGKILL"))[0]; e.Container != id {
+			t.Errorf("container: %s", e.line)
+		}
+		alive(t, z.Proc)
+		zoo.Within(t, patience, "its zombies are reaped", func() bool { return z.Zombies() == 0 })
+		canFork(t, after)
+		record(t, 1, fmt.Sprintf("freed %v after the storm began; the container's init is unharmed", took.Round(10*time.Millisecond)))
+	})
+}
+
+// Clients of every bad kind at once. The daemon does its job in time, and is as
+// it was when they are gone.
+func TestScenario33HostileClients(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=1s", s.socket())
+	path := filepath.Join(s.dir, "kzr.sock")
+	var warm document
+	s.wantAnswer("/v1/parents", &warm)
+	before := k.usage()
+
+	quit := make(chan struct{})
+	var clients sync.WaitGroup
+	sent := make([]int, 8)
+	kinds := []func(c net.Conn){
+		func(net.Conn) {}, // says nothing
+		func(c net.Conn) { _, _ = c.Write([]byte(strings.Repeat("\x00\xff\x1b[2J garbage\r\n", 500))) },
+		func(c net.Conn) { _, _ = io.WriteString(c, "GET /v1/events HTTP/1.1\r\nHost: kzr\r\n\r\n") }, // never reads
+		func(c net.Conn) { // one byte now and then
+			_, _ = io.WriteString(c, "GET /v1/parents HTTP/1.1\r\nHost: kzr\r\n\r\n")
+			for b := make([]byte, 1); ; {
+				if _, err := c.Read(b); err != nil {
+					return
+				}
+				select {
+				case <-quit:
+					return
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+		},
+		func(c net.Conn) { _, _ = io.WriteString(c, "GET /v1/status HTTP/1.1\r\nHost: k") }, // half a request
+		func(c net.Conn) { // headers without end
+			_, _ = io.WriteString(c, "GET /v1/status HTTP/1.1\r\n")
+			for range 2000 {
+				if _, err := io.WriteString(c, "X-A: "+strings.Repeat("a", 500)+"\r\n"); err != nil {
+					return
+				}
+			}
+		},
+		func(c net.Conn) { // asks without end and never reads
+			for range 20000 {
+				if _, err := io.WriteString(c, "GET /v1/parents HTTP/1.1\r\nHost: kzr\r\n\r\n"); err != nil {
+					return
+				}
+			}
+		},
+		func(c net.Conn) {
+			_, _ = io.WriteString(c, "POST /v1/status HTTP/1.1\r\nHost: kzr\r\nContent-Length: 999999999\r\n\r\n"+strings.Repeat("x", 100000))
+		},
+	}
+	const each = 50
+	var mu sync.Mutex
+	for kind, act := range kinds {
+		for range each {
+			clients.Go(func() {
+				for {
+					c, err := net.Dial("unix", path)
+					if err == nil {
+						mu.Lock()
+						sent[kind]++
+						mu.Unlock()
+						_ = c.SetWriteDeadline(time.Now().Add(2 * time.Second))
+						_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+						act(c)
+						select {
+						case <-quit:
+						case <-time.After(time.Second):
+						}
+						_ = c.Close()
+					}
+					select {
+					case <-quit:
+						return
+					case <-time.After(20 * time.Millisecond):
+					}
+				}
+			})
+		}
+	}
+	stopClients := sync.OnceFunc(func() { close(quit); clients.Wait() })
+	t.Cleanup(stopClients)
+
+	// Meanwhile, target after target.
+	var worst time.Duration
+	targets := 0
+	for end := time.Now().Add(time.Duration(often(t, "KZR_HOSTILE_SECONDS", 15)) * time.Second); time.Now().Before(end); targets++ {
+		z := zoo.Start(t, "exec=%s leak=20 chld=count serve", s.exe)
+		met := time.Now().Add(time.Second)
+		z.WaitDead(patience)
+		e := k.saw(z.PID, "signal SIGCHLD")
+		worst = max(worst, e.Time.Sub(met))
+	}
+	during := k.usage()
+	stopClients()
+	total := 0
+	for _, n := range sent {
+		total += n
+	}
+	if worst > 5*time.Second {
+		t.Errorf("a target waited %v", worst)
+	}
+	zoo.Within(t, patience, "the connections are closed", func() bool { return k.usage().files <= before.files+4 })
+	s.wantAnswer("/v1/parents", &warm)
+	t.Logf("before %v; during %v; after %v", before, during, k.usage())
+	k.small(maxResident)
+	record(t, total, fmt.Sprintf("%d connections of %d bad kinds beside %d targets, each signalled within %v; %.0f MiB at the peak, %d descriptors then, %d after",
+		total, len(kinds), targets, worst.Round(10*time.Millisecond), float64(k.usage().peak)/(1<<20), during.files, k.usage().files))
+}

@@ -1,0 +1,471 @@
+package top
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"charm.land/bubbles/v2/key"
+	"charm.land/bubbles/v2/viewport"
+	tea "charm.land/bubbletea/v2"
+
+	"kzr/internal/report"
+	"kzr/internal/task"
+)
+
+// sampleMsg is one look at the source.
+type sampleMsg struct {
+	at     time.Time
+	took   time.Duration
+	status report.Status
+	doc    report.Document
+	err    error
+}
+
+// detailMsg is one look at one parent.
+type detailMsg struct {
+	id     task.ID
+	at     time.Time
+	detail report.Detail
+	err    error
+}
+
+// tickMsg moves the countdowns.
+type tickMsg time.Time
+
+// rest, in times of what a look took, is left between two looks: a big node is
+// looked at less often rather than with more of a CPU.
+const rest = 30
+
+type model struct {
+	Options
+	*glyphs
+	ctx  context.Context
+	feed *feed
+
+	w, h int
+	now  time.Time
+
+	// What was seen, and what of it is shown: the same, unless paused.
+	seen   sampleMsg
+	shown  sampleMsg
+	past   history
+	failed error // of the last look
+	since  time.Time
+	paused bool
+
+	looking  bool
+	lookNext time.Time
+
+	rows     []row // all, as shown
+	visible  []int // indices into rows: filtered and sorted
+	sortBy   column
+	reverse  bool
+	filter   string
+	typing   bool
+	selected task.ID
+	touched  bool // the selection was made by a person, and stays
+	cursor   int  // index into visible
+	offset   int  // first visible row on the screen
+
+	events     []entry
+	held       []entry // came while paused
+	noStream   bool
+	noZombies  bool
+	detail     *report.Detail
+	detailOf   task.ID // what the details are about; 0 when they are closed
+	detailErr  error
+	detailAt   time.Time
+	pane       viewport.Model // of the details and the help
+	help       bool
+	lastClick  task.ID
+	clickedAt  time.Time
+	detailBusy bool
+}
+
+func newModel(ctx context.Context, o Options) *model {
+	if o.Interval <= 0 {
+		o.Interval = time.Second
+	}
+	m := &model{Options: o, glyphs: &unicodeGlyphs, ctx: ctx, feed: newFeed(), w: 80, h: 24, pane: viewport.New(), sortBy: colZombies}
+	if o.ASCII {
+		m.glyphs = &asciiGlyphs
+	}
+	m.pane.KeyMap = viewport.KeyMap{Up: keys.up, Down: keys.down, PageUp: keys.pageUp, PageDown: keys.pageDown}
+	return m
+}
+
+// Init implements [tea.Model].
+func (m *model) Init() tea.Cmd {
+	m.looking = true
+	return tea.Batch(m.look(), m.tick(), m.feed.next(m.ctx))
+}
+
+func (m *model) tick() tea.Cmd {
+	return tea.Tick(min(m.Interval, time.Second), func(t time.Time) tea.Msg { return tickMsg(t) })
+}
+
+func (m *model) look() tea.Cmd {
+	ctx, source := m.ctx, m.Source
+	return func() tea.Msg {
+		began := time.Now()
+		var s sampleMsg
+		if s.doc, s.err = source.Parents(ctx); s.err == nil {
+			s.status, s.err = source.Status(ctx)
+		}
+		s.at = time.Now()
+		s.took = s.at.Sub(began)
+		return s
+	}
+}
+
+func (m *model) inspect() tea.Cmd {
+	if m.detailBusy {
+		return nil
+	}
+	m.detailBusy = true
+	ctx, source, id := m.ctx, m.Source, m.detailOf
+	return func() tea.Msg {
+		d, err := source.Parent(ctx, id.PID)
+		if err == nil && d.StartTime != id.Start {
+			err = report.ErrNotFound
+		}
+		return detailMsg{id: id, at: time.Now(), detail: d, err: err}
+	}
+}
+
+// Update implements [tea.Model].
+func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	switch msg := msg.(type) {
+	case tea.WindowSizeMsg:
+		m.w, m.h = msg.Width, msg.Height
+		m.settle()
+	case tickMsg:
+		m.now = time.Time(msg)
+		cmds := []tea.Cmd{m.tick()}
+		if !m.looking && !m.now.Before(m.lookNext) {
+			m.looking = true
+			cmds = append(cmds, m.look())
+		}
+		return m, tea.Batch(cmds...)
+	case sampleMsg:
+		return m, m.sampled(msg)
+	case detailMsg:
+		m.detailBusy = false
+		if msg.id != m.detailOf {
+			if m.detailOf.PID != 0 { // another one was opened meanwhile
+				return m, m.inspect()
+			}
+			break
+		}
+		m.detailAt, m.detailErr = msg.at, msg.err
+		if msg.err == nil {
+			m.detail = &msg.detail
+		}
+	case eventsMsg:
+		for _, e := range msg {
+			if m.paused {
+				m.held = add(m.held, e)
+			} else {
+				m.events = add(m.events, e)
+			}
+		}
+		return m, m.feed.next(m.ctx)
+	case tea.KeyPressMsg:
+		return m, m.pressed(msg)
+	case tea.PasteMsg:
+		if m.typing {
+			m.setFilter(m.filter + msg.Content)
+		}
+	case tea.MouseClickMsg:
+		if msg.Button == tea.MouseLeft {
+			return m, m.clicked(msg.X, msg.Y)
+		}
+	case tea.MouseWheelMsg:
+		m.wheeled(msg)
+	}
+	return m, nil
+}
+
+func (m *model) sampled(s sampleMsg) tea.Cmd {
+	m.looking = false
+	m.now = s.at
+	m.lookNext = s.at.Add(max(m.Interval, rest*s.took) - m.Interval/2)
+	if m.failed = s.err; s.err != nil {
+		if m.since.IsZero() {
+			m.since = s.at
+		}
+		return nil
+	}
+	m.since = time.Time{}
+	m.seen = s
+	m.past.add(&s)
+	if !m.paused {
+		m.show()
+	}
+	if m.detailOf.PID != 0 && !m.paused {
+		return m.inspect()
+	}
+	return nil
+}
+
+// show puts what was seen last on the screen.
+func (m *model) show() {
+	m.shown = m.seen
+	m.rows = newRows(&m.shown.doc, &m.past)
+	m.arrange()
+}
+
+// arrange filters and sorts the rows; the selection stays on its parent. If that
+// is gone, it goes to whoever is in its place.
+func (m *model) arrange() {
+	sortRows(m.rows, m.sortBy, m.reverse)
+	words := strings.Fields(strings.ToLower(m.filter))
+	m.visible = m.visible[:0]
+	for i := range m.rows {
+		if m.rows[i].matches(words) {
+			m.visible = append(m.visible, i)
+		}
+	}
+	if !m.touched {
+		m.cursor = 0
+	} else if i := slices.IndexFunc(m.visible, func(i int) bool { return m.rows[i].id == m.selected }); i >= 0 {
+		m.cursor = i
+	}
+	m.settle()
+}
+
+// settle keeps the cursor on a row and its row on the screen.
+func (m *model) settle() {
+	m.cursor = max(0, min(m.cursor, len(m.visible)-1))
+	if len(m.visible) > 0 {
+		m.selected = m.rows[m.visible[m.cursor]].id
+	}
+	n := m.layout().rows
+	m.offset = min(m.offset, m.cursor, max(0, len(m.visible)-n))
+	m.offset = max(m.offset, m.cursor-n+1, 0)
+}
+
+// move moves the selection. At the very top nothing is selected for good: there
+// the screen shows what comes first, whoever that is.
+func (m *model) move(by int) {
+	m.cursor += by
+	m.settle()
+	m.touched = m.cursor > 0
+}
+
+func (m *model) setFilter(s string) {
+	m.filter = report.SanitizeTo(s, 200)
+	m.arrange()
+}
+
+func (m *model) setSort(by column) {
+	if by == m.sortBy {
+		m.reverse = !m.reverse
+	} else {
+		m.sortBy, m.reverse = by, false
+	}
+	m.arrange()
+}
+
+func (m *model) pressed(msg tea.KeyPressMsg) tea.Cmd {
+	if msg.String() == "ctrl+c" {
+		return tea.Quit
+	}
+	switch {
+	case m.typing:
+		m.typed(msg)
+	case m.help || m.detailOf.PID != 0:
+		return m.pressedPane(msg)
+	default:
+		return m.pressedTable(msg)
+	}
+	return nil
+}
+
+// typed edits the filter.
+func (m *model) typed(msg tea.KeyPressMsg) {
+	switch msg.String() {
+	case "enter", "down", "up":
+		m.typing = false
+	case "esc":
+		m.typing = false
+		m.setFilter("")
+	case "backspace", "ctrl+h":
+		if r := []rune(m.filter); len(r) > 0 {
+			m.setFilter(string(r[:len(r)-1]))
+		} else {
+			m.typing = false
+		}
+	case "ctrl+u":
+		m.setFilter("")
+	case "ctrl+w":
+		m.setFilter(m.filter[:strings.LastIndexByte(strings.TrimRight(m.filter, " "), ' ')+1])
+	default:
+		if msg.Text != "" {
+			m.setFilter(m.filter + msg.Text)
+		}
+	}
+}
+
+// pressedPane handles keys while the details or the help are open.
+func (m *model) pressedPane(msg tea.KeyPressMsg) tea.Cmd {
+	switch {
+	case key.Matches(msg, keys.quit):
+		if msg.String() == "q" { // one step back, as in a pager
+			m.closePane()
+			return nil
+		}
+		return tea.Quit
+	case key.Matches(msg, keys.back), key.Matches(msg, keys.details), m.help && key.Matches(msg, keys.help):
+		m.closePane()
+	case key.Matches(msg, keys.help):
+		m.help = true
+		m.pane.GotoTop()
+	case key.Matches(msg, keys.pause):
+		m.setPaused(!m.paused)
+	case key.Matches(msg, keys.first):
+		m.pane.GotoTop()
+	case key.Matches(msg, keys.last):
+		m.fillPane()
+		m.pane.GotoBottom()
+	default:
+		m.fillPane()
+		m.pane, _ = m.pane.Update(msg)
+	}
+	return nil
+}
+
+func (m *model) closePane() {
+	if m.help {
+		m.help = false
+	} else {
+		m.detailOf, m.detail, m.detailErr = task.ID{}, nil, nil
+	}
+	m.pane.GotoTop()
+}
+
+func (m *model) pressedTable(msg tea.KeyPressMsg) tea.Cmd {
+	page := max(1, m.layout().rows-1)
+	if by, ok := direct[msg.String()]; ok {
+		m.setSort(by)
+		return nil
+	}
+	switch {
+	case key.Matches(msg, keys.quit):
+		return tea.Quit
+	case key.Matches(msg, keys.up):
+		m.move(-1)
+	case key.Matches(msg, keys.down):
+		m.move(1)
+	case key.Matches(msg, keys.pageUp):
+		m.move(-page)
+	case key.Matches(msg, keys.pageDown):
+		m.move(page)
+	case key.Matches(msg, keys.first):
+		m.move(-len(m.visible))
+	case key.Matches(msg, keys.last):
+		m.move(len(m.visible))
+	case key.Matches(msg, keys.details):
+		return m.open()
+	case key.Matches(msg, keys.filter):
+		m.typing = true
+	case key.Matches(msg, keys.back):
+		m.setFilter("")
+	case key.Matches(msg, keys.pause):
+		m.setPaused(!m.paused)
+	case key.Matches(msg, keys.next):
+		i, step := slices.Index(sortable, m.sortBy), 1
+		if msg.String() == "<" {
+			step = len(sortable) - 1
+		}
+		m.sortBy, m.reverse = sortable[(i+step)%len(sortable)], false
+		m.arrange()
+	case key.Matches(msg, keys.reverse):
+		m.setSort(m.sortBy)
+	case key.Matches(msg, keys.stream):
+		m.noStream = !m.noStream
+		m.settle()
+	case key.Matches(msg, keys.zombies):
+		m.noZombies = !m.noZombies
+	case key.Matches(msg, keys.help):
+		m.help = true
+		m.pane.GotoTop()
+	}
+	return nil
+}
+
+// open shows the details of the selected parent.
+func (m *model) open() tea.Cmd {
+	if len(m.visible) == 0 {
+		return nil
+	}
+	m.touched = true
+	m.detailOf, m.detail, m.detailErr = m.selected, nil, nil
+	m.pane.GotoTop()
+	return m.inspect()
+}
+
+func (m *model) setPaused(on bool) {
+	m.paused = on
+	if on {
+		return
+	}
+	for _, e := range m.held {
+		m.events = add(m.events, e)
+	}
+	m.held = nil
+	m.show()
+}
+
+// doubleClick is how far apart two clicks may be.
+const doubleClick = 400 * time.Millisecond
+
+func (m *model) clicked(x, y int) tea.Cmd {
+	l := m.layout()
+	switch {
+	case m.help, m.detailOf.PID != 0:
+	case y == l.header:
+		for _, c := range m.columns() {
+			if x >= c.at && x < c.at+c.width && slices.Contains(sortable, c.column) {
+				m.setSort(c.column)
+			}
+		}
+	case y > l.header && y <= l.header+l.rows:
+		i := m.offset + y - l.header - 1
+		if i >= len(m.visible) {
+			break
+		}
+		m.cursor, m.touched = i, true
+		m.settle()
+		// Time runs on with every message; clicks have no other clock.
+		if now := time.Now(); m.lastClick == m.selected && now.Sub(m.clickedAt) < doubleClick {
+			m.lastClick = task.ID{}
+			return m.open()
+		}
+		m.lastClick, m.clickedAt = m.selected, time.Now()
+	}
+	return nil
+}
+
+func (m *model) wheeled(msg tea.MouseWheelMsg) {
+	by := 3
+	switch msg.Button {
+	case tea.MouseWheelUp:
+		by = -3
+	case tea.MouseWheelDown:
+	default:
+		return
+	}
+	if m.help || m.detailOf.PID != 0 {
+		m.fillPane()
+		m.pane.SetYOffset(m.pane.YOffset() + by)
+		return
+	}
+	m.move(by)
+}
+
+// gone says that the parent of the details is no more.
+func (m *model) gone() bool { return errors.Is(m.detailErr, report.ErrNotFound) }

@@ -1,0 +1,175 @@
+package top
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"charm.land/bubbles/v2/key"
+	"charm.land/lipgloss/v2"
+
+	"kzr/internal/advice"
+	"kzr/internal/report"
+)
+
+func (m *model) paneTitle() string {
+	if m.help {
+		return "Help"
+	}
+	title := fmt.Sprintf("Process %d", m.detailOf.PID)
+	if d := m.detail; d != nil {
+		title = fmt.Sprintf("%s  %d %s", report.Who(d.Parent), d.PID, d.Comm)
+	}
+	if m.gone() {
+		title += " (it is gone)"
+	}
+	return title
+}
+
+// fillPane puts the help or the details into the pane, which keeps its place.
+func (m *model) fillPane() {
+	l := m.layout()
+	m.pane.SetWidth(m.w)
+	m.pane.SetHeight(max(0, m.h-l.header-2))
+	if m.help {
+		m.pane.SetContentLines(m.helpLines())
+	} else {
+		m.pane.SetContentLines(m.detailLines())
+	}
+	m.pane.SetYOffset(m.pane.YOffset()) // the content may have shrunk
+}
+
+func (m *model) helpLines() []string {
+	var out []string
+	section := func(title string) { out = append(out, "", bold.Render(" "+title)) }
+	show := func(all ...key.Binding) {
+		for _, k := range all {
+			h := k.Help()
+			out = append(out, "   "+accent.Render(m.left(h.Key, 9))+m.cut(h.Desc, m.w-13))
+		}
+	}
+	item := func(style lipgloss.Style, word, text string) {
+		for i, s := range wrap(text, m.w-18) {
+			if i > 0 {
+				word = ""
+			}
+			out = append(out, "   "+style.Render(m.left(word, 13))+" "+s)
+		}
+	}
+	section("Keys")
+	show(keys.up, keys.down, keys.pageUp, keys.pageDown, keys.first, keys.last, keys.details, keys.back, keys.filter,
+		keys.next, keys.reverse, keys.pause, keys.stream, keys.zombies, keys.help, keys.quit)
+	out = append(out, "   "+accent.Render(m.left("P W C Z O R V", 14))+"sort by pid, who, command, zombies, oldest, rate, verdict")
+	out = append(out, "   "+accent.Render(m.left("mouse", 14))+"a title sorts, a row is selected, a double click opens it, the wheel scrolls")
+	section("Verdicts")
+	item(warn, "acts in 23s", "it does not reap; it will meet the rule then, unless it reaps (\"due\" where nobody acts)")
+	item(bad, "acting", "the signals are under way: SIGCHLD, SIGTERM, SIGKILL, each with time to take effect")
+	item(dim, "watch", "it holds fewer zombies than the rule is about, or young ones")
+	item(dim, "protected", "never signalled: pid 1, kernel threads, kzr itself, the host's infrastructure")
+	item(dim, "out of scope", "in no container, and the scope is containers")
+	item(dim, "by rule", "a rule of the configuration says observe")
+	item(warn, "stopped ...", "traced, frozen, dying, in D state: not now; looked at again every second")
+	item(warn, "rate limited", "the limit on kills is reached; \"backoff\": it was acted on a short while ago")
+	section("Bar")
+	out = append(out, "   "+good.Render(m.live)+" live tasks   "+bad.Render(m.dead)+" zombies   "+dim.Render(m.free)+" room")
+	section("About")
+	item(plain, "", "A zombie is a dead process that its parent has not asked about. It holds a slot of the process table until then. "+
+		"kzr top only looks: it sends no signal, with or without a daemon.")
+	if notes := m.notes(); len(notes) > 0 {
+		section("Notes")
+		for _, n := range notes {
+			for _, s := range wrap(n, m.w-4) {
+				out = append(out, "   "+warn.Render(s))
+			}
+		}
+	}
+	return out[1:]
+}
+
+// twoColumns is the width from which on the facts stand beside the story.
+const twoColumns = 140
+
+func (m *model) detailLines() []string {
+	d := m.detail
+	switch {
+	case d == nil && m.gone():
+		return []string{"", dim.Render("  It is gone, and its zombies with it or to another parent.")}
+	case d == nil && m.detailErr != nil:
+		return []string{"", bad.Render(m.cut("  "+m.detailErr.Error(), m.w))}
+	case d == nil:
+		return []string{"", dim.Render("  Looking" + m.more)}
+	}
+	if m.w < twoColumns {
+		w := m.w - 2
+		lines := append(m.story(d, w), "")
+		return indent(append(lines, m.facts(d, w)...))
+	}
+	w := m.w/2 - 3
+	return indent(strings.Split(lipgloss.JoinHorizontal(lipgloss.Top,
+		lipgloss.NewStyle().Width(w+4).Render(strings.Join(m.story(d, w), "\n")),
+		strings.Join(m.facts(d, m.w-w-6), "\n")), "\n"))
+}
+
+func indent(lines []string) []string {
+	for i := range lines {
+		lines[i] = " " + lines[i]
+	}
+	return lines
+}
+
+// story is the process in sentences.
+func (m *model) story(d *report.Detail, w int) []string {
+	full := *d
+	advice.Complete(&full, advice.Settings{
+		Nudge: seconds(m.shown.status.Nudge), TermTimeout: seconds(m.shown.status.TermTimeout),
+		DryRun: m.shown.status.DryRun, Observe: m.Alone != "",
+	})
+	var out []string
+	for _, s := range advice.Story(&full) {
+		if len(out) > 0 {
+			out = append(out, "")
+		}
+		out = append(out, bold.Render(m.cut(s.Title, w)))
+		for _, sentence := range s.Sentences {
+			out = append(out, wrap(sentence, w)...)
+		}
+	}
+	return out
+}
+
+// facts are what the story was made of.
+func (m *model) facts(d *report.Detail, w int) []string {
+	out := []string{bold.Render("Facts")}
+	for _, f := range advice.Facts(d) {
+		for i, s := range wrap(f.Value, w-11) {
+			name := f.Name
+			if i > 0 {
+				name = ""
+			}
+			style := plain
+			if f.Telling {
+				style = warn
+			}
+			out = append(out, dim.Render(m.left(name, 10))+" "+style.Render(s))
+		}
+	}
+	out = append(out, "", bold.Render("Tree"))
+	for _, n := range advice.Tree(d) {
+		text := strings.Repeat("  ", max(0, n.Depth-1))
+		if n.Depth > 0 {
+			text += m.tee
+		}
+		text = m.cut(text+n.Text, w)
+		switch {
+		case n.Self:
+			text = bold.Render(text)
+		case n.Zombie:
+			text = warn.Render(text)
+		}
+		out = append(out, text)
+	}
+	if !m.detailAt.IsZero() && m.now.Sub(m.detailAt) > 5*time.Second {
+		out = append(out, "", dim.Render("as of "+m.detailAt.Local().Format(time.TimeOnly)))
+	}
+	return out
+}

@@ -1,0 +1,169 @@
+package top
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kzr/internal/policy"
+	"kzr/internal/report"
+	"kzr/internal/task"
+)
+
+// row is a parent as the table needs it.
+type row struct {
+	report.Parent
+	id           task.ID
+	who, command string
+	past         *series
+	rate         float64
+}
+
+func newRows(doc *report.Document, h *history) []row {
+	rows := make([]row, len(doc.Parents))
+	for i, p := range doc.Parents {
+		r := &rows[i]
+		*r = row{Parent: p, id: task.ID{PID: p.PID, Start: p.StartTime}, who: report.Who(p), command: report.Command(p)}
+		r.past = h.parents[r.id]
+		if r.past != nil {
+			r.rate, _ = r.past.rate()
+		}
+	}
+	return rows
+}
+
+// matches says whether a row holds every word of the filter, in any case.
+func (r *row) matches(words []string) bool {
+	if len(words) == 0 {
+		return true
+	}
+	text := strings.ToLower(strings.Join([]string{
+		strconv.Itoa(r.PID), r.who, r.command, r.Comm, r.Exe, r.Verdict, spelled(r.Reason), r.Cgroup,
+	}, "\n"))
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// column is a column of the table.
+type column int
+
+const (
+	colPID column = iota
+	colWho
+	colCommand
+	colZombies
+	colSpark
+	colOldest
+	colRate
+	colState
+	colUID
+	colVerdict
+)
+
+// sortable are the columns that a table can be sorted by, in the order in which
+// the key for the next one takes them.
+var sortable = []column{colZombies, colRate, colOldest, colVerdict, colWho, colCommand, colPID}
+
+// compare orders two rows by a column: what an operator looks for comes first,
+// that is most, oldest, fastest and most urgent, and text from a to z.
+func compare(by column, a, b *row) int {
+	switch by {
+	case colPID:
+		return cmp.Compare(a.PID, b.PID)
+	case colWho:
+		return cmp.Compare(a.who, b.who)
+	case colCommand:
+		return cmp.Compare(a.command, b.command)
+	case colOldest:
+		return cmp.Compare(b.OldestSeconds, a.OldestSeconds)
+	case colRate:
+		return cmp.Compare(b.rate, a.rate)
+	case colVerdict:
+		return cmp.Or(cmp.Compare(urgency(a), urgency(b)), cmp.Compare(left(a), left(b)))
+	}
+	return cmp.Compare(b.Zombies, a.Zombies)
+}
+
+// urgency is low for what happens first.
+func urgency(r *row) int {
+	switch {
+	case r.Verdict == string(policy.Acting):
+		return 0
+	case r.Verdict == string(policy.Target):
+		return 1
+	case r.Reason == "" && r.DeadlineSeconds != nil:
+		return 2
+	case r.Verdict == string(policy.Spared):
+		return 3
+	case r.Reason == "":
+		return 4
+	}
+	return 5
+}
+
+func left(r *row) float64 {
+	if r.DeadlineSeconds == nil {
+		return 0
+	}
+	return *r.DeadlineSeconds
+}
+
+func sortRows(rows []row, by column, reverse bool) {
+	slices.SortStableFunc(rows, func(a, b row) int {
+		c := compare(by, &a, &b)
+		if reverse {
+			c = -c
+		}
+		return cmp.Or(c, cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.PID, b.PID))
+	})
+}
+
+// spelled is a reason as a person would say it.
+func spelled(reason string) string {
+	switch policy.Reason(reason) {
+	case policy.ByRule:
+		return "by rule"
+	case policy.Uninterruptible:
+		return "in D state"
+	}
+	return strings.ReplaceAll(reason, "_", " ")
+}
+
+// grave are how a verdict looks.
+type grave int
+
+const (
+	calm   grave = iota // nothing will happen
+	soon                // something will, or stands in the way for now
+	urgent              // it happens now
+)
+
+// verdict says what becomes of a row, elapsed after it was looked at; acts is
+// "acts" or, where nobody will act, "due".
+func (r *row) verdict(elapsed time.Duration, acts string) (string, grave) {
+	switch {
+	case r.Verdict == string(policy.Acting):
+		return "acting", urgent
+	case r.Reason != "":
+		switch policy.Reason(r.Reason) {
+		case policy.Traced, policy.Stopped, policy.Frozen, policy.Dying, policy.Uninterruptible, policy.RateLimited, policy.Backoff:
+			return spelled(r.Reason), soon
+		}
+		return spelled(r.Reason), calm
+	case r.Verdict == string(policy.Target):
+		return acts + " now", urgent
+	case r.DeadlineSeconds == nil:
+		return "watch", calm
+	}
+	rest := seconds(*r.DeadlineSeconds) - elapsed
+	if rest <= 0 {
+		return acts + " now", urgent
+	}
+	return acts + " in " + span(rest+time.Second-1), soon
+}

@@ -1,0 +1,118 @@
+package top
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+	"github.com/charmbracelet/x/ansi"
+
+	"kzr/internal/report"
+)
+
+// The colours are the terminal's own, so that they suit its background, and each
+// means one thing. Without colour the words say the same.
+var (
+	bad    = lipgloss.NewStyle().Foreground(lipgloss.Red).Bold(true)
+	warn   = lipgloss.NewStyle().Foreground(lipgloss.Yellow)
+	good   = lipgloss.NewStyle().Foreground(lipgloss.Green)
+	accent = lipgloss.NewStyle().Foreground(lipgloss.Cyan)
+	dim    = lipgloss.NewStyle().Faint(true)
+	bold   = lipgloss.NewStyle().Bold(true)
+	plain  = lipgloss.NewStyle()
+	chosen = lipgloss.NewStyle().Reverse(true)
+)
+
+// glyphs are the characters beyond text.
+type glyphs struct {
+	spark                    []rune
+	live, dead, free, dash   string
+	down, up, more, dot, tee string
+}
+
+var (
+	unicodeGlyphs = glyphs{[]rune("▁▂▃▄▅▆▇█"), "█", "▓", "░", "─", "▼", "▲", "…", "·", "└ "}
+	asciiGlyphs   = glyphs{[]rune("_.-=+*#@"), "#", "z", ".", "-", "v", "^", "+", "|", "`- "}
+)
+
+// cut shortens s to w columns. All text goes through here before it is coloured,
+// so this is also where it is made safe for a terminal, whoever sent it.
+func (g *glyphs) cut(s string, w int) string {
+	if w <= 0 {
+		return ""
+	}
+	return ansi.Truncate(report.Sanitize(s), w, g.more)
+}
+
+// left fits s into exactly w columns.
+func (g *glyphs) left(s string, w int) string {
+	s = g.cut(s, w)
+	return s + strings.Repeat(" ", max(0, w-ansi.StringWidth(s)))
+}
+
+// right fits s into exactly w columns, blanks first.
+func (g *glyphs) right(s string, w int) string {
+	s = g.cut(s, w)
+	return strings.Repeat(" ", max(0, w-ansi.StringWidth(s))) + s
+}
+
+// middle shortens s to w columns and keeps both ends: a namespace in front, a
+// container behind.
+func (g *glyphs) middle(s string, w int) string {
+	s = report.Sanitize(s)
+	n := ansi.StringWidth(s)
+	if n <= w || w < 5 {
+		return g.cut(s, w)
+	}
+	front := (w - 1) / 2
+	return ansi.Truncate(s, front, "") + g.more + ansi.TruncateLeft(s, n-(w-1-front), "")
+}
+
+// number groups the digits of n: 12,310.
+func number(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// perTime words a change per second in the unit that suits it: +183/s, +12/m,
+// +3/h. Nothing is "".
+func perTime(r float64) string {
+	for _, u := range []struct {
+		factor float64
+		name   string
+	}{{1, "s"}, {60, "m"}, {3600, "h"}} {
+		v := r * u.factor
+		switch a := math.Abs(v); {
+		case a >= 9999.5:
+			return fmt.Sprintf("%+.0fk/%s", v/1000, u.name)
+		case a >= 9.95:
+			return fmt.Sprintf("%+.0f/%s", v, u.name)
+		case a >= 0.95:
+			return strings.Replace(fmt.Sprintf("%+.1f/%s", v, u.name), ".0", "", 1)
+		}
+	}
+	return ""
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// span is a length of time for a sentence, in two units at most.
+func span(d time.Duration) string { return report.Age(d) }
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return number(n) + " " + noun + "s"
+}
+
+// wrap breaks a sentence into lines of at most w columns.
+func wrap(s string, w int) []string {
+	return strings.Split(ansi.Wrap(report.Sanitize(s), max(w, 10), ""), "\n")
+}
