@@ -74,6 +74,10 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	o.Logger, o.Report, o.Watched = s.log, s.report, s.hub.Watched
 	resolver := container.NewResolver(container.Options{Sockets: c.CRI, Named: s.named, Logger: s.log})
 	o.Name = resolver.Lookup
+	if s.manager, err = newManager(); err != nil {
+		return err
+	}
+	o.Beat, o.BeatEvery = func() { s.heard(s.manager.beat(s.Status())) }, s.manager.every
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
@@ -101,6 +105,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	settle()
 	s.report(n.started(c))
 	s.Run(ctx)
+	s.heard(s.manager.stopping())
 	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
 	return nil
 }
@@ -145,7 +150,15 @@ type service struct {
 	metrics *report.Metrics
 	log     *slog.Logger
 	lines   *report.Writer
+	manager *manager
 	since   time.Time
+}
+
+// heard takes note of a manager that cannot be told something.
+func (s *service) heard(err error) {
+	if err != nil {
+		s.log.Warn("systemd cannot be notified", "error", err)
+	}
 }
 
 // report passes a decision on. Nothing in it waits.
@@ -181,6 +194,7 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 			return
 		case <-hangups:
 		}
+		s.heard(s.manager.reloading())
 		e := report.Event{Time: time.Now(), Name: report.EventReloaded, Message: "the new configuration is in force"}
 		c, err := flags.Load()
 		if err == nil {
@@ -193,6 +207,7 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 			e.Attrs = []any{"error", oneLine(err.Error())}
 		}
 		s.report(e)
+		s.heard(s.manager.reloaded())
 	}
 }
 

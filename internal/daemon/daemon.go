@@ -61,6 +61,10 @@ type Options struct {
 	// Watched says that somebody reads the stream, so that zombies are worth an
 	// event each. nil is nobody.
 	Watched func() bool
+	// Beat is called by the loop after its first sweep, and then at least every
+	// BeatEvery for as long as the loop does its work. nil, or 0, is never.
+	Beat      func()
+	BeatEvery time.Duration
 	// Observe makes a daemon that only looks: there is no ladder, not even a dry
 	// one.
 	Observe bool
@@ -90,6 +94,7 @@ type Daemon struct {
 	sweepAt time.Duration
 	lateAt  time.Duration // when to sweep once more for the last hint
 	limitAt time.Duration // when the pid limits are looked at again
+	beatAt  time.Duration
 }
 
 // watched is a parent with enough zombies for its rule, old enough or not.
@@ -193,8 +198,19 @@ func (d *Daemon) Run(ctx context.Context) {
 			}
 		}
 		d.work(ctx)
+		d.beat()
 		timer.Reset(max(0, d.next()-task.Now()))
 	}
+}
+
+// beat shows that the loop is alive and that it can see.
+func (d *Daemon) beat() {
+	now := task.Now()
+	if d.opts.BeatEvery == 0 || now < d.beatAt || d.stats.sweeps.Load() == 0 {
+		return
+	}
+	d.beatAt = now + d.opts.BeatEvery
+	d.opts.Beat()
 }
 
 // hinted plans a sweep at once if hints were lost, else one when the children are
@@ -407,6 +423,9 @@ func (d *Daemon) next() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := d.sweepAt
+	if d.opts.BeatEvery > 0 {
+		at = min(at, d.beatAt)
+	}
 	for _, w := range d.watched {
 		if w.next != 0 {
 			at = min(at, w.next)
