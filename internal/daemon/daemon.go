@@ -305,17 +305,23 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 	if ctx.Err() != nil {
 		return
 	}
-	if _, acting := d.reaper.Status(id); acting {
-		return // the ladder looks for itself and says how it ended
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.watched[id]
+	if _, acting := d.reaper.Status(id); acting {
+		if w != nil {
+			w.next = 0
+		}
+		return // the ladder looks for itself and says how it ended
+	}
 	switch {
 	case errors.Is(err, procscan.ErrGone):
 		f.never = true
 	case err != nil:
 		d.opts.Logger.Error("looking at a parent failed", "pid", id.PID, "error", err)
+		if w != nil {
+			w.next = task.Now() + lookAgain
+		}
 		return
 	}
 	if f.never {

@@ -161,11 +161,11 @@ type picture struct {
 
 // yellowed is the age at which a picture is taken anew. Those taken together do
 // not all come due together.
-const yellowed = 30 * time.Second
+const yellowed = time.Minute
 
 func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
 	p, ok := a.before[id]
-	if !ok || now-p.taken > yellowed-time.Duration(id.PID%10)*time.Second {
+	if !ok || now-p.taken > yellowed-time.Duration(id.PID%30)*time.Second {
 		return task.Process{}, false
 	}
 	a.keep(p)
