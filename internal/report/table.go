@@ -58,10 +58,11 @@ func writeRows(b *strings.Builder, parents []Parent, limit int) (held bool) {
 			zombies = fmt.Sprintf("%d of %d", p.Countable, p.Zombies)
 			held = true
 		}
-		rows = append(rows, [columns]string{
-			strconv.Itoa(p.PID), Who(p), Command(p), zombies,
-			Age(time.Duration(p.OldestSeconds * float64(time.Second))), verdict(p),
-		})
+		oldest := "-" // seen for the first time: how long it has waited is not known
+		if p.OldestSeconds > 0 {
+			oldest = Age(time.Duration(p.OldestSeconds * float64(time.Second)))
+		}
+		rows = append(rows, [columns]string{strconv.Itoa(p.PID), Who(p), Command(p), zombies, oldest, verdict(p)})
 	}
 	var wide [columns]int
 	for _, r := range rows {
