@@ -182,6 +182,8 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 	if err != nil {
 		return reaper.Look{}, err
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	look := reaper.Look{
 		Process:     f.proc,
 		Met:         f.met,
@@ -197,14 +199,8 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 	if f.pressed {
 		look.Nudge, look.TermTimeout = 0, min(look.TermTimeout, pressureTermTimeout)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if p, ok := e.tracker.Get(id); ok {
-		for _, z := range p.Zombies() {
-			if z.Since+f.rule.Grace <= now {
-				look.Zombies = append(look.Zombies, z)
-			}
-		}
+		look.Zombies = p.Older(now - f.rule.Grace)
 	}
 	return look, nil
 }

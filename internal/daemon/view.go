@@ -266,7 +266,8 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	d.eye.mu.Unlock()
 	out := report.NewDetail(&f.proc, zombies, now)
 	fill(&out.Parent, &f, now)
-	out.Rule, out.Threshold, out.Grace = out.Parent.Rule, f.rule.Threshold, report.Seconds(f.rule.Grace)
+	out.Rule, out.RuleUnsure = out.Parent.Rule, f.rule.Unsure
+	out.Threshold, out.Grace = f.rule.Threshold, report.Seconds(f.rule.Grace)
 	if current, limit, ok := d.opts.Proc.PidsLimit(f.proc.PidsCgroup); ok {
 		out.Pids = &report.PidsLimit{Cgroup: report.Sanitize(f.proc.PidsCgroup), Current: current, Limit: limit}
 	}

@@ -107,6 +107,27 @@ func (p *Parent) Total() int { return len(p.zombies) + p.Traced + p.Leaders }
 // Zombies returns its reapable zombies by pid. The caller must not change them.
 func (p *Parent) Zombies() []task.Zombie { return p.zombies }
 
+// Older returns those of Zombies that began to wait at the given moment or
+// before. The caller must not change them.
+func (p *Parent) Older(moment time.Duration) []task.Zombie {
+	young := 0
+	for _, z := range p.zombies {
+		if z.Since > moment {
+			young++
+		}
+	}
+	if young == 0 {
+		return p.zombies // as a rule; with half a million a copy would show
+	}
+	old := make([]task.Zombie, 0, len(p.zombies)-young)
+	for _, z := range p.zombies {
+		if z.Since <= moment {
+			old = append(old, z)
+		}
+	}
+	return old
+}
+
 // Oldest is the age at now of the zombie that has waited longest, 0 if there is
 // none.
 func (p *Parent) Oldest(now time.Duration) time.Duration {

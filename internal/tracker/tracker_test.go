@@ -111,6 +111,21 @@ func TestDue(t *testing.T) {
 	}
 }
 
+func TestOlder(t *testing.T) {
+	var tr Tracker
+	tr.Apply(snap(10*s, p7, z(1, 3*s), z(2, 5*s), z(3, 4*s)))
+	p, _ := tr.Get(p7)
+	for moment, want := range map[time.Duration][]int32{2 * s: {}, 4 * s: {1, 3}, 5 * s: {1, 2, 3}} {
+		got := []int32{}
+		for _, z := range p.Older(moment) {
+			got = append(got, z.PID)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("older than %v: %v, want %v", moment, got, want)
+		}
+	}
+}
+
 // A parent that always has zombies, but never an old one, is never due.
 func TestSlowReaperIsNeverDue(t *testing.T) {
 	var tr Tracker
