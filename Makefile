@@ -3,6 +3,7 @@
 # tools into ./.cache. `make help` lists the targets.
 
 GOLANGCI_LINT_VERSION = v2.15.0
+NFPM_VERSION = v2.45.2
 
 # The installed Go must do: never download another one behind the user's back.
 export GOTOOLCHAIN = local
@@ -12,13 +13,14 @@ ARGS ?=
 TESTFLAGS ?=
 
 lint := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+nfpm := .cache/bin/nfpm-$(NFPM_VERSION)
 # $(call need,COMMAND,PACKAGES) installs the packages when the command is missing.
 need = @command -v $(1) >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(2); }
 root = @[ "$$(id -u)" = 0 ] || { echo >&2 "make $@: needs root"; exit 1; }
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: build
 build: ## bin/kzr, static
@@ -39,6 +41,21 @@ test: ## all tests, with the race detector, on this kernel
 	$(call need,ps,procps)
 	@CGO_ENABLED=1 go test -race -exec true ./... >/dev/null 2>&1 || true
 	CGO_ENABLED=1 go test -race -count=1 -p 1 $(TESTFLAGS) ./...
+	@for p in containerd dockerd podman runc; do \
+		command -v $$p >/dev/null || echo "not tested with $$p, which is not installed: see make test-runtimes"; \
+	done
+
+# They get state, sockets and cgroups of their own, beside those of the machine.
+# Where systemd runs, Debian's packages also start a dockerd for the machine.
+.PHONY: test-runtimes
+test-runtimes: ## the tests with containerd, docker and podman
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,containerd,containerd)
+	$(call need,runc,runc)
+	$(call need,dockerd,docker.io)
+	$(call need,podman,podman)
+	KZR_REQUIRE_RUNTIMES=1 CGO_ENABLED=1 go test -race -count=1 $(TESTFLAGS) ./internal/runtimes
 
 .PHONY: demo
 demo: build ## a leaker in a pid namespace, and kzr beside it: 15 seconds
@@ -70,3 +87,16 @@ bench: ## kzr's costs as ratios, side by side in one run; one of them: BENCH=Nam
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
 	CGO_ENABLED=0 go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 30m -p 1 ./...
+
+# What is built: a tag v1.2.3, or that many commits after it.
+VERSION ?= $(or $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/'),0.1.0)
+ARCHS ?= amd64 arm64
+FORMATS ?= deb rpm
+
+.PHONY: package
+package: $(nfpm) ## dist/*.deb and *.rpm; one: ARCHS=arm64 FORMATS=deb VERSION=1.2.3
+	NFPM=$(nfpm) VERSION='$(VERSION)' deploy/package/build.sh '$(ARCHS)' '$(FORMATS)'
+
+$(nfpm):
+	GOBIN=$(CURDIR)/.cache/bin CGO_ENABLED=0 go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	mv .cache/bin/nfpm $@

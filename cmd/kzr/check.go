@@ -43,10 +43,9 @@ func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error 
 		return err
 	}
 	r := &checklist{w: stdout}
-	switch _, err := os.Stat(flags.Path()); {
-	case err == nil:
+	if _, err := os.Stat(flags.Path()); err == nil {
 		r.pass("configuration", "%s and the flags are good", flags.Path())
-	default:
+	} else {
 		r.pass("configuration", "there is no %s: the defaults and the flags hold", flags.Path())
 	}
 	proc, err := procscan.New("/proc")
@@ -54,7 +53,7 @@ func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error 
 		r.fail("/proc", "kzr needs it", err)
 		return r.result()
 	}
-	defer proc.Close()
+	defer func() { _ = proc.Close() }()
 	r.view(ctx, proc)
 	r.limits(proc)
 	r.signals()

@@ -1,14 +1,21 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os/signal"
 	"strconv"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"kzr/internal/advice"
 	"kzr/internal/config"
+	"kzr/internal/report"
+	"kzr/internal/top"
 )
 
 func newExplain() *cobra.Command {
@@ -18,7 +25,8 @@ func newExplain() *cobra.Command {
 		Use:   "explain PID [flags]",
 		Short: "Tell the story of one process and its zombies",
 		Long: "Tell who a process is, what it leaks and why it does not reap, what the daemon\n" +
-			"would do about it under this configuration, and what its owner should do.",
+			"would do about it under this configuration, and what its owner should do. Where a\n" +
+			"daemon runs, it is asked, and its configuration counts.",
 		Args: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
 			case len(args) == 0:
@@ -50,10 +58,42 @@ func parsePID(s string) (int, error) {
 	return int(pid), nil
 }
 
-// runExplain writes the story of the process pid.
+// runExplain writes the story of the process pid; of a zombie, that of its parent
+// too, which is where the reason is.
 func runExplain(ctx context.Context, flags *config.Flags, pid int, stdout, stderr io.Writer) error {
-	if _, err := flags.Load(); err != nil {
+	c, err := flags.Load()
+	if err != nil {
 		return err
 	}
-	return errors.New("not wired yet")
+	signal.Ignore(unix.SIGPIPE)
+	source, alone, closeSource, err := glimpse(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer closeSource()
+	say(ctx, source, alone, stderr)
+	d, err := explained(ctx, source, pid)
+	if err != nil {
+		return err
+	}
+	columns := cmp.Or(width(stdout), 80)
+	if err := advice.Write(stdout, &d, columns); err != nil || !advice.Dead(&d) || len(d.Ancestors) == 0 {
+		return written(err)
+	}
+	parent, err := explained(ctx, source, d.Ancestors[0].PID)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprint(stdout, "\n\n"); err != nil {
+		return written(err)
+	}
+	return written(advice.Write(stdout, &parent, columns))
+}
+
+func explained(ctx context.Context, source top.Source, pid int) (report.Detail, error) {
+	d, err := source.Parent(ctx, pid)
+	if errors.Is(err, report.ErrNotFound) {
+		return d, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return d, err
 }

@@ -56,12 +56,12 @@ func openProbe(proc *procscan.Scanner, c config.Config) (*probe.Probe, error) {
 	return probe.Open(probe.Options{Level: c.Threshold, BoottimeOffset: offset})
 }
 
-func (n *node) close() error {
-	var err error
+// close lets go of everything. What cannot be let go of goes with the process.
+func (n *node) close() {
 	if n.probe != nil {
-		err = n.probe.Close()
+		_ = n.probe.Close()
 	}
-	return errors.Join(err, n.proc.Close())
+	_ = n.proc.Close()
 }
 
 // policyHost is the host side as the policy needs it.

@@ -19,6 +19,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/reaper"
 	"kzr/internal/report"
 	"kzr/internal/task"
 )
@@ -50,6 +51,9 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	}
 	// A log reader that is gone must not take kzr along.
 	signal.Ignore(unix.SIGPIPE)
+	if err := reaper.Rehearse(); err != nil {
+		return err
+	}
 	n, err := openNode(c)
 	if err != nil {
 		return err
@@ -63,8 +67,8 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	lines := report.NewWriter(stderr)
-	defer lines.Close(time.Second)
+	lines := report.NewWriter(report.Journal(stderr))
+	defer func() { _ = lines.Close(time.Second) }() // nobody is left to tell
 	s := &service{node: n, log: report.NewLogger(lines, c.LogFormat, c.LogLevel), lines: lines, since: time.Now()}
 	s.metrics = report.NewMetrics(s.Status)
 	o, err := n.options(c)

@@ -61,41 +61,75 @@ var (
 	_ top.Source = (*report.Client)(nil)
 )
 
-// watch starts to look at the node; the caller must close it.
+// glimpse returns what a question that is asked once is answered by: the daemon,
+// or an own look, and then why.
+func glimpse(ctx context.Context, c config.Config) (source top.Source, alone string, closeSource func(), err error) {
+	client, alone := dialDaemon(ctx, c)
+	if client != nil {
+		return client, "", client.Close, nil
+	}
+	asking, cancel := context.WithTimeout(ctx, askTime)
+	w, err := newWatcher(ctx, c, func(*watcher) nameFunc { return askNames(asking, c) })
+	if err != nil {
+		cancel()
+		return nil, "", nil, err
+	}
+	return w, alone, func() { cancel(); w.close() }, nil
+}
+
+// watch looks at the node from now on; the caller must close it.
 func watch(ctx context.Context, c config.Config) (*watcher, error) {
-	n, err := openNode(c)
+	var names *container.Resolver
+	w, err := newWatcher(ctx, c, func(w *watcher) nameFunc {
+		names = container.NewResolver(container.Options{Sockets: c.CRI, Named: func(string) { w.daemon.Hint(task.Hint{}) }})
+		return names.Lookup
+	})
 	if err != nil {
 		return nil, err
 	}
-	o, err := n.options(c)
-	if err != nil {
-		return nil, errors.Join(err, n.close())
-	}
-	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog)}
-	ctx, w.stop = context.WithCancel(ctx)
-	names := container.NewResolver(container.Options{Sockets: c.CRI, Named: func(string) { w.daemon.Hint(task.Hint{}) }})
-	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names.Lookup
-	o.Logger = slog.New(slog.DiscardHandler) // the screen shows what fails
-	if w.daemon, err = daemon.New(ctx, o); err != nil {
-		w.stop()
-		return nil, errors.Join(err, n.close())
-	}
-	if n.probe != nil {
+	ctx, stop := context.WithCancel(ctx)
+	w.stop = stop
+	if p := w.node.probe; p != nil {
 		// Without hints there still are the sweeps.
-		w.work.Go(func() { _ = n.probe.Hints(w.daemon.Hint) })
+		w.work.Go(func() { _ = p.Hints(w.daemon.Hint) })
 	}
 	w.work.Go(func() { names.Run(ctx) })
 	w.work.Go(func() { w.daemon.Run(ctx) })
 	return w, nil
 }
 
-func (w *watcher) close() error {
+// nameFunc is [daemon.Options.Name].
+type nameFunc = func(container.Ref) (task.Container, bool)
+
+// newWatcher makes one that looks when it is asked. Whoever watches for longer
+// adds the work.
+func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameFunc) (*watcher, error) {
+	n, err := openNode(c)
+	if err != nil {
+		return nil, err
+	}
+	o, err := n.options(c)
+	if err != nil {
+		n.close()
+		return nil, err
+	}
+	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog), stop: func() {}}
+	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names(w)
+	o.Logger = slog.New(slog.DiscardHandler) // what fails is shown
+	if w.daemon, err = daemon.New(ctx, o); err != nil {
+		n.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *watcher) close() {
 	w.stop()
 	if w.node.probe != nil {
 		w.node.probe.StopHints()
 	}
 	w.work.Wait()
-	return w.node.close()
+	w.node.close()
 }
 
 // report takes an event for whoever reads them. It does not wait.

@@ -6,7 +6,7 @@
 #
 #	debian.sh CACHE SUITE    makes CACHE/SUITE/vmlinuz and CACHE/SUITE/root.cpio
 #
-# What is there and younger than a week is not fetched again.
+# What is there is not fetched again; remove it to have it renewed.
 set -euo pipefail
 
 cache=$1 suite=$2
@@ -54,7 +54,7 @@ kernel() {
 
 # No documentation, no locales, no apt lists: it is unpacked into memory.
 root() {
-	mmdebstrap --quiet --variant=essential --include=systemd,systemd-sysv,dbus \
+	mmdebstrap --quiet --variant=essential --include=systemd,systemd-sysv,dbus,procps \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
 		"$suite" "$dir/root.tar" "$dir/apt/sources.list"

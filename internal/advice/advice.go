@@ -36,6 +36,14 @@ func Who(d *report.Detail) string {
 		fmt.Fprintf(&b, " (%s)", d.Comm)
 	}
 	b.WriteString(" is ")
+	if Dead(d) {
+		b.WriteString("dead: a zombie that its parent")
+		if len(d.Ancestors) > 0 {
+			fmt.Fprintf(&b, ", process %d (%s),", d.Ancestors[0].PID, d.Ancestors[0].Comm)
+		}
+		b.WriteString(" has not reaped.")
+		return b.String()
+	}
 	if namespaceInit(d) {
 		b.WriteString("pid 1 of ")
 	} else {
@@ -71,6 +79,8 @@ func Who(d *report.Detail) string {
 func Leak(d *report.Detail) []string {
 	var out []string
 	switch {
+	case Dead(d):
+		return []string{"The dead leak nothing."}
 	case d.Zombies == 0:
 		return []string{"None of its children is dead and waiting: it leaks nothing."}
 	case d.Countable == 1:
@@ -121,6 +131,9 @@ func names(d *report.Detail) string {
 		all, more = all[:4], " and others"
 	}
 	text := strings.Join(all, ", ") + more
+	if forked(d) {
+		text += ", as it is itself: it forked them, and they ran no other program"
+	}
 	if len(d.Sample) < d.Countable {
 		return fmt.Sprintf("The %d oldest are called %s.", len(d.Sample), text)
 	}
@@ -128,6 +141,25 @@ func names(d *report.Detail) string {
 		return fmt.Sprintf("It is called %s.", text)
 	}
 	return fmt.Sprintf("They are called %s.", text)
+}
+
+// forked says that its zombies bear its own name, which they would not had they
+// become another program. Of shells that tells little: what they leave behind is
+// often another shell.
+func forked(d *report.Detail) bool {
+	if len(d.Sample) == 0 || shells[program(d.Exe)] {
+		return false
+	}
+	for _, z := range d.Sample {
+		if z.Comm != d.Comm {
+			return false
+		}
+	}
+	return true
+}
+
+var shells = map[string]bool{
+	"bash": true, "sh": true, "dash": true, "ash": true, "ksh": true, "mksh": true, "zsh": true, "busybox": true,
 }
 
 // Why gives the reasons that it does not reap, as far as they show from outside,
@@ -169,7 +201,7 @@ func Why(d *report.Detail) []string {
 	switch {
 	case namespaceInit(d) && isInit(d):
 		out = append(out, "It is an init, whose work is to reap: it hangs, or was told not to.")
-	case namespaceInit(d):
+	case namespaceInit(d) && !forked(d):
 		out = append(out, "As pid 1 it is given every orphan of its container: what exec probes, services that put "+
 			"themselves in the background and shell jobs leave behind. A program that is no init expects none of them.")
 		if kubernetes(d) {
@@ -208,8 +240,17 @@ func Plan(d *report.Detail, s Settings) []string {
 	grace := report.Age(time.Duration(d.Grace * float64(time.Second)))
 	ask := fmt.Sprintf("By %s, kzr acts on a parent that holds at least %d zombies, each for at least %s.", rule, d.Threshold, grace)
 	switch {
+	case Dead(d):
+		return []string{"Nothing: to the dead a signal means nothing. What kzr does is about its parent."}
 	case d.Countable == 0:
 		return []string{"Nothing: it holds no zombie that it could reap.", ask}
+	case s.DryRun && d.Reason == string(policy.Backoff):
+		return []string{ask, "It does. This is a dry run: the log shows the signals that it would have got. kzr looks at it again within the hour."}
+	case d.RuleUnsure && d.Verdict != string(policy.Acting):
+		return []string{fmt.Sprintf("It is spared while nobody can tell whether rule %s, which says observe, is about it: "+
+			"the container's runtime has not told its name.", d.Rule)}
+	case d.Reason == string(policy.ByRule) && d.Verdict != string(policy.Acting):
+		return []string{fmt.Sprintf("It is spared: rule %s says observe.", d.Rule)}
 	case d.Reason != "" && d.Verdict != string(policy.Acting):
 		return []string{"It is spared: " + Because(policy.Reason(d.Reason)) + "."}
 	case d.Verdict == string(policy.Watch) && d.DeadlineSeconds == nil:
@@ -288,6 +329,9 @@ func Because(r policy.Reason) string {
 
 // Owner says what the owner of the process should do, the best first.
 func Owner(d *report.Detail) []string {
+	if Dead(d) {
+		return []string{"Look at its parent: that is where it has to be reaped."}
+	}
 	if d.Zombies == 0 {
 		return []string{"Nothing."}
 	}
@@ -306,11 +350,14 @@ func Owner(d *report.Detail) []string {
 	if d.Countable == 0 {
 		return append(out, "Apart from that, nothing: it holds no zombie that it could reap.")
 	}
-	if namespaceInit(d) && !isInit(d) {
-		out = append(out, initAdvice(d))
+	first, second := initAdvice(d), language(d)
+	if forked(d) {
+		first, second = second, first // an init reaps orphans, and these are none
 	}
-	if s := language(d); s != "" {
-		out = append(out, s)
+	for _, s := range []string{first, second} {
+		if s != "" {
+			out = append(out, s)
+		}
 	}
 	if d.Signals.ChldBlocked {
 		out = append(out, "Unblock SIGCHLD when it starts (sigprocmask), or start it from something that does not block it.")
@@ -318,9 +365,12 @@ func Owner(d *report.Detail) []string {
 	return out
 }
 
-// initAdvice is how to put a real init in front of a container's pid 1.
+// initAdvice is how to put a real init in front of a container's pid 1, "" where
+// that is not wanting.
 func initAdvice(d *report.Detail) string {
 	switch {
+	case !namespaceInit(d) || isInit(d):
+		return ""
 	case kubernetes(d):
 		return "Give the container an init: make tini or dumb-init the ENTRYPOINT of the image and pass the program in `args:`, " +
 			"since `command:` replaces the ENTRYPOINT; or set `shareProcessNamespace: true` in the pod, so that the pause container reaps."
@@ -356,10 +406,15 @@ func reaperAbove(d *report.Detail) string {
 }
 
 // language words the advice in the terms of what the program is written in, as
-// far as its executable tells.
+// far as its executable tells; "" where the program is not at fault.
 func language(d *report.Detail) string {
 	first := namespaceInit(d)
-	switch program(d.Exe) {
+	name := program(d.Exe)
+	if shells[name] {
+		return "In a shell script, `wait` for background jobs (`job & ... wait`), and do not `exec` into a program that does not reap " +
+			"while jobs are running."
+	}
+	switch name {
 	case "node", "nodejs", "bun", "deno":
 		if first {
 			return "Node.js reaps the children that it starts, and no orphans: with an init in front it is fine."
@@ -374,9 +429,6 @@ func language(d *report.Detail) string {
 			return "A JVM reaps the children that it starts by ProcessBuilder, and no orphans: with an init in front it is fine."
 		}
 		return "A JVM reaps the children that it starts by ProcessBuilder: look for native code that forks."
-	case "bash", "sh", "dash", "ash", "ksh", "mksh", "zsh", "busybox":
-		return "In a shell script, `wait` for background jobs (`job & … wait`), and do not `exec` into a program that does not reap " +
-			"while jobs are running."
 	case "php", "php-fpm":
 		return "In PHP, call pcntl_waitpid() for every pcntl_fork() and proc_close() for every proc_open()."
 	case "ruby", "puma":
@@ -385,6 +437,8 @@ func language(d *report.Detail) string {
 		return "In Perl, waitpid() for every child, or set $SIG{CHLD} = 'IGNORE' before the first fork."
 	case "beam.smp", "erl":
 		return "In Erlang, start programs through ports, not through code of its own that forks."
+	case "tini", "tini-static", "docker-init", "dumb-init", "catatonit", "podman-init", "pause":
+		return ""
 	case "sleep", "tail", "cat":
 		return fmt.Sprintf("`%s` never waits for anything: it must not be what a container runs as pid 1.", path.Base(d.Exe))
 	}
@@ -401,6 +455,9 @@ func program(exe string) string {
 	}
 	return name
 }
+
+// Dead says that it is a zombie itself. A dead leader with live threads is not.
+func Dead(d *report.Detail) bool { return d.State == "Z" && d.Threads <= 1 }
 
 func namespaceInit(d *report.Detail) bool {
 	return len(d.NSPID) > 1 && d.NSPID[len(d.NSPID)-1] == 1

@@ -2,7 +2,10 @@ package advice
 
 import (
 	"fmt"
+	"io"
 	"strings"
+
+	"github.com/charmbracelet/x/ansi"
 
 	"kzr/internal/report"
 )
@@ -51,6 +54,9 @@ func Facts(d *report.Detail) []Fact {
 		}
 		add("container", strings.TrimSpace(c.Name+" "+short(c.ID)+" "+c.Runtime), false)
 		add("image", c.Image, false)
+	}
+	if c := d.Inner; c != nil {
+		add("inside it", strings.TrimSpace(short(c.ID)+" "+c.Runtime)+", as its owner calls it", false)
 	}
 	add("unit", d.Unit, false)
 	add("cgroup", d.Cgroup, false)
@@ -121,7 +127,7 @@ func Tree(d *report.Detail) []Node {
 	}
 	for _, z := range d.Sample {
 		text := strings.TrimRight(fmt.Sprintf("%d %s", z.PID, z.Comm), " ") + " <defunct>"
-		if z.AgeSeconds != nil {
+		if z.AgeSeconds != nil && *z.AgeSeconds >= 1 {
 			text += " for " + seconds(*z.AgeSeconds)
 		}
 		out = append(out, Node{Depth: depth, Text: text, Zombie: true})
@@ -171,4 +177,50 @@ func counted(n int, noun string) string {
 		return fmt.Sprintf("%d children", n)
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// Write tells the story and its facts as plain text in lines of at most width
+// columns.
+func Write(w io.Writer, d *report.Detail, width int) error {
+	var b strings.Builder
+	width = min(max(width, 40), 100)
+	for i, s := range Story(d) {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(s.Title + "\n")
+		for _, sentence := range s.Sentences {
+			for _, line := range wrap(sentence, width-2) {
+				b.WriteString("  " + line + "\n")
+			}
+		}
+	}
+	b.WriteString("\nFacts\n")
+	for _, f := range Facts(d) {
+		for i, line := range wrap(f.Value, width-13) {
+			name := f.Name
+			if i > 0 {
+				name = ""
+			}
+			fmt.Fprintf(&b, "  %-10s %s\n", name, line)
+		}
+	}
+	b.WriteString("\nTree\n")
+	for _, n := range Tree(d) {
+		mark := ""
+		if n.Self {
+			mark = "  <"
+		}
+		fmt.Fprintf(&b, "  %s%s%s\n", strings.Repeat("  ", n.Depth), n.Text, mark)
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("writing the story: %w", err)
+	}
+	return nil
+}
+
+// wrap breaks a text at blanks into lines of at most width columns, and a word
+// that is longer wherever it must.
+func wrap(s string, width int) []string {
+	return strings.Split(ansi.Wrap(report.Sanitize(s), width, ""), "\n")
 }

@@ -72,8 +72,7 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	var walk func(t reflect.Type, prefix string) []string
 	walk = func(t reflect.Type, prefix string) []string {
 		var keys []string
-		for i := range t.NumField() {
-			f := t.Field(i)
+		for f := range t.Fields() {
 			key := prefix + f.Tag.Get("yaml")
 			if f.Type.Kind() == reflect.Struct {
 				keys = append(keys, walk(f.Type, key+".")...)

@@ -51,7 +51,7 @@ func engineGet(ctx context.Context, client *http.Client, path string, v any) (st
 	if err != nil {
 		return 0, err
 	}
-	resp, body, err := do(client, req)
+	resp, body, err := do(client, req) //nolint:bodyclose // do has read and closed it
 	if err != nil {
 		return 0, err
 	}

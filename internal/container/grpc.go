@@ -56,8 +56,7 @@ func do(client *http.Client, req *http.Request) (*http.Response, []byte, error) 
 	resp, err := client.Do(req)
 	if err != nil {
 		// The method and the made-up host say nothing.
-		var ue *url.Error
-		if errors.As(err, &ue) {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
 		}
 		return nil, nil, err
@@ -99,7 +98,7 @@ func unary(ctx context.Context, client *http.Client, method string, msg []byte) 
 	}
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("Te", "trailers")
-	resp, body, err := do(client, req)
+	resp, body, err := do(client, req) //nolint:bodyclose // do has read and closed it
 	if err != nil {
 		return nil, err
 	}

@@ -27,13 +27,13 @@ func Pick(file []byte) (name, pids string) {
 		}
 		// The mark of a cgroup that was removed under a process that is dead.
 		path = strings.TrimSuffix(path, " (deleted)")
-		switch {
-		case controllers == "":
+		switch controllers {
+		case "":
 			byRank[0] = append(byRank[0], path)
 			if !v1pids {
 				pids = path
 			}
-		case controllers == "name=systemd":
+		case "name=systemd":
 			byRank[1] = append(byRank[1], path)
 		default:
 			byRank[2] = append(byRank[2], path)

@@ -93,6 +93,8 @@ type Daemon struct {
 	least   tracker.Rule // the easiest rule to meet
 	sweepAt time.Duration
 	lateAt  time.Duration // when to sweep once more for the last hint
+	// Nothing is looked at before: the last sweep failed.
+	blindUntil time.Duration
 	limitAt time.Duration // when the pid limits are looked at again
 	beatAt  time.Duration
 }
@@ -239,6 +241,9 @@ func (d *Daemon) work(ctx context.Context) {
 		d.limitAt = now + lookAgain
 		d.checkLimits(now)
 	}
+	if now < d.blindUntil {
+		return
+	}
 	var due []task.ID
 	if now < d.sweepAt {
 		d.mu.Lock()
@@ -272,6 +277,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 			d.opts.Logger.Error("sweep failed; kzr cannot see and does nothing", "error", err)
 		}
 		d.sweepAt = now + lookAgain
+		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
 	d.sweepAt = last.at + d.sweepInterval(last.took)
@@ -429,13 +435,14 @@ func (d *Daemon) next() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := d.sweepAt
-	if d.opts.BeatEvery > 0 {
-		at = min(at, d.beatAt)
-	}
 	for _, w := range d.watched {
 		if w.next != 0 {
 			at = min(at, w.next)
 		}
+	}
+	at = max(at, d.blindUntil)
+	if d.opts.BeatEvery > 0 {
+		at = min(at, d.beatAt)
 	}
 	// While nothing is wrong and hints come in, pid limits are not polled: a
 	// parent that fills the table is hinted at long before.

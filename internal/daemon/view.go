@@ -241,6 +241,10 @@ func children(p *tracker.Parent) *task.Children {
 // relatives is how many live children are shown.
 const relatives = 20
 
+// maxAncestors ends the line of a process whose ancestors die and whose pids are
+// reused while it is followed.
+const maxAncestors = 64
+
 // Parent implements [report.View].
 func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	proc, err := d.opts.Proc.Inspect(pid)
@@ -280,9 +284,9 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		out.Children = append(out.Children, report.NewRelative(c.PID, c.Comm, c.State))
 	}
 	out.LiveChildren = total
-	for up := f.proc.PPID; up > 0; {
+	for up := f.proc.PPID; up > 0 && len(out.Ancestors) < maxAncestors; {
 		p, err := d.opts.Proc.Inspect(up)
-		if err != nil {
+		if p.PID == 0 || err != nil {
 			break // the rest of the line is hidden, or was just now cut
 		}
 		out.Ancestors = append(out.Ancestors, report.NewRelative(p.PID, p.Comm, p.State))

@@ -25,6 +25,7 @@ import (
 //	nocap=N      capability N is taken away
 //	nobpf=ERRNO  bpf(2) fails with that number
 //	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
+//	nofile=N     no more than N descriptors
 func cage(steps []string) {
 	runtime.LockOSThread() // credentials and filters are a thread's, and exec keeps the caller's
 	for _, s := range steps {
@@ -68,6 +69,8 @@ func cageStep(verb string, n int) error {
 		return dropCapability(n)
 	case "nobpf":
 		return deny(unix.SYS_BPF, unix.Errno(n))
+	case "nofile":
+		return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})
 	case "nopidfd":
 		return deny(unix.SYS_PIDFD_OPEN, unix.ENOSYS)
 	}

@@ -182,6 +182,11 @@ func (s *site) launch(cmd *exec.Cmd) *daemon {
 	cmd.Stderr = w
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
+	// A test that times out runs no cleanup.
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -244,9 +249,10 @@ func (d *daemon) log() string {
 // all returns the events so far that fit.
 func (d *daemon) all(fits func(event) bool) []event {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	events := d.events
+	d.mu.Unlock()
 	var out []event
-	for _, e := range d.events {
+	for _, e := range events {
 		if fits(e) {
 			out = append(out, e)
 		}

@@ -72,23 +72,22 @@ func TestScenario21NoZombiesWanted(t *testing.T) {
 func TestScenario34ShortLivedParents(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=3", "--grace=1s")
+		k := s.start(mode, "--threshold=3", "--grace=1s", s.socket())
 		z := zoo.Start(t, "exec=%s flash=1000,kids=4 serve", s.exe)
-		zoo.Within(t, patience, "1000 parents", func() bool { return z.Count().Made >= 1000 })
-		before := resident(t, k.pid)
 		zoo.Within(t, patience, "4000 parents", func() bool { return z.Count().Made >= 4000 })
-		after := resident(t, k.pid)
-		// The race detector has a memory of its own.
-		if after > before+4<<10 && !raceBuild {
-			t.Errorf("kzr grew from %d KiB to %d KiB", before, after)
-		}
 		z.Do("quiet")
 		k.never(2*time.Second, "an event about such a parent", func(e event) bool { return e.Exe == s.exe })
-		doc, _ := s.scan("", mode)
+		var doc document
+		s.wantAnswer("/v1/parents", &doc)
 		for _, p := range doc.Parents {
 			if p.Exe == s.exe {
 				t.Errorf("a stale entry: %+v", p)
 			}
+		}
+		// What else is on the machine counts as well, so this is no tight bound; the
+		// race detector has a memory of its own.
+		if kib := resident(t, k.pid); kib > 64<<10 && !raceBuild {
+			t.Errorf("kzr holds %d KiB", kib)
 		}
 	})
 }

@@ -195,9 +195,11 @@ func (s *site) wantAnswer(path string, into any) {
 	}
 }
 
-// One parent makes 16,000 zombies a second for 30 seconds, and holds them all.
+// One parent makes 16,000 zombies a second and holds them all. KZR_STORM is how
+// many: `make reliability` makes 480,000, which is 30 seconds' worth, and fills a
+// gigabyte of kernel memory for each 100,000.
 func TestScenario22Storm(t *testing.T) {
-	n := often(t, "KZR_STORM", 480_000)
+	n := often(t, "KZR_STORM", 60_000)
 	roomFor(t, n+100_000, 4<<20)
 	s := newSite(t)
 	patient := strings.Replace(s.rule(), "}}", "}, grace: 1h}", 1)
@@ -215,9 +217,6 @@ func TestScenario22Storm(t *testing.T) {
 	took := time.Since(began)
 	rate := float64(n) / took.Seconds()
 	t.Logf("%d zombies in %v, %.0f a second; kzr: %v", n, took.Round(time.Second), rate, k.usage())
-	if n >= 400_000 && rate < 8000 {
-		t.Logf("this machine cannot make them faster now")
-	}
 
 	// The truth within one sweep.
 	zoo.Within(t, 15*time.Second, "kzr counts them exactly", func() bool {
@@ -340,7 +339,9 @@ func TestScenario34ParentStorm(t *testing.T) {
 		}
 		zoo.Within(t, patience, "kzr forgets the parents", func() bool {
 			var doc document
-			s.wantAnswer("/v1/parents", &doc)
+			if err := s.ask("/v1/parents", &doc); err != nil {
+				return false // busy: ask again
+			}
 			for _, p := range doc.Parents {
 				if strings.HasPrefix(p.Exe, s.dir) {
 					return false
@@ -430,7 +431,14 @@ func fill(t *testing.T, k *daemon, leaker *zoo.Proc) {
 	k.send(unix.SIGSTOP)
 	t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
 	leaker.Do("storm=0")
-	zoo.Within(t, patience, "forks fail", func() bool { return leaker.Count().Failed > 3 })
+	refill(t, leaker)
+}
+
+// refill waits until the leaker has taken what the last one to end left free.
+func refill(t *testing.T, leaker *zoo.Proc) {
+	t.Helper()
+	failed := leaker.Count().Failed
+	zoo.Within(t, patience, "forks fail", func() bool { return leaker.Count().Failed > failed+3 })
 }
 
 // The process table of a pid namespace is full: nothing there can fork, root
@@ -451,6 +459,7 @@ func TestScenario28TableFull(t *testing.T) {
 
 	fill(t, k, leaker)
 	cannotFork(t, cron)
+	refill(t, leaker)
 	cannotFork(t, before)
 	k.send(unix.SIGCONT)
 	freed := time.Now()

@@ -152,7 +152,7 @@ func (p *Probe) Close() error {
 }
 
 // StopHints ends [Probe.Hints]; the probe still takes snapshots.
-func (p *Probe) StopHints() error { return p.ring.Close() }
+func (p *Probe) StopHints() { _ = p.ring.Close() }
 
 // SetLevel changes the number of zombies from which on a parent is hinted at.
 func (p *Probe) SetLevel(n int) error {

@@ -181,14 +181,13 @@ func (m *mount) frozen(cgroup string) (bool, error) {
 }
 
 func (m *mount) frozenV1(cgroup string) (bool, error) {
-	for _, c := range m.chain(cgroup) {
-		state, err := m.read(c, "freezer.state")
-		if err != nil || state == "" {
-			return false, err
-		}
-		return state != "THAWED", nil // FREEZING and FROZEN include what the ancestors ask for
+	chain := m.chain(cgroup)
+	if len(chain) == 0 {
+		return false, nil
 	}
-	return false, nil
+	// FREEZING and FROZEN include what the ancestors ask for.
+	state, err := m.read(chain[0], "freezer.state")
+	return err == nil && state != "" && state != "THAWED", err
 }
 
 // PidsLimit returns the pids limit that a task.Process's PidsCgroup is nearest

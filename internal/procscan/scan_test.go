@@ -490,7 +490,8 @@ func TestInspectDeletedExe(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			fill := func(s string) string { return strings.ReplaceAll(s, "%s", zoo.Quote(dir)) }
 			path := filepath.Join(dir, tc.file)
-			first, inside := "", path
+			var first string
+			inside := path
 			switch {
 			case strings.HasPrefix(tc.before, "chroot"):
 				inside = "/" + tc.file

@@ -66,7 +66,7 @@ func New(root string) (*Scanner, error) {
 	s := &Scanner{path: root, root: fd, loadavg: -1, pidMax: -1, threads: -1, turn: make(chan struct{}, 1)}
 	s.turn <- struct{}{}
 	if err := s.open(); err != nil {
-		s.Close()
+		_ = s.Close()
 		return nil, err
 	}
 	return s, nil

@@ -77,7 +77,6 @@ type pass struct {
 	known *census // what an earlier walk found, may be nil
 
 	mu   sync.Mutex
-	next int // number of the next block of the directory
 	done bool
 	err  error
 	census

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -479,9 +480,11 @@ func (l *ladder) ended(ctx context.Context) *Outcome {
 		if len(l.sample) == sampleSize {
 			of = fmt.Sprintf(" out of %d looked at", sampleSize)
 		}
+		var where strings.Builder
 		for id, n := range moved {
-			message += fmt.Sprintf("; zombies moved to pid %d, which has not reaped them: %d%s", id.PID, n, of)
+			fmt.Fprintf(&where, "; zombies moved to pid %d, which has not reaped them: %d%s", id.PID, n, of)
 		}
+		message += where.String()
 	}
 	l.emit(report.Event{Name: report.EventTerminated, Message: message})
 	return &Outcome{Result: Terminated, Moved: moved}

@@ -1,6 +1,7 @@
 package reaper
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -26,14 +27,14 @@ type pidfd struct {
 // or errGone. Close ends what it starts.
 func openPidfd(pid int) (*pidfd, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err == unix.EINVAL { // the flag came with 5.10, pidfd_open with 5.3
+	if errors.Is(err, unix.EINVAL) { // the flag came with 5.10, pidfd_open with 5.3
 		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
 			err = unix.SetNonblock(fd, true)
 		}
 	}
-	switch err {
-	case nil:
-	case unix.ESRCH, unix.EINVAL, unix.ENOENT:
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		// The last two say that the number now belongs to a thread that leads no
 		// group (EINVAL, since 6.16 ENOENT), so the group that had it is gone.
 		return nil, errGone
@@ -91,11 +92,11 @@ func (p *pidfd) signal(sig unix.Signal) (err error) {
 	if cerr := p.conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); cerr != nil {
 		err = cerr
 	}
-	if err == unix.ESRCH {
+	if errors.Is(err, unix.ESRCH) {
 		return errGone
 	}
 	if err != nil {
-		return fmt.Errorf("sending %s through pidfd: %w", unix.SignalName(sig), err)
+		return fmt.Errorf("sending %s through pidfd: %w", cmp.Or(unix.SignalName(sig), "signal 0"), err)
 	}
 	return nil
 }
@@ -116,4 +117,27 @@ func readable(fd int) (bool, error) {
 			return n > 0 && fds[0].Revents&(unix.POLLIN|unix.POLLHUP) != 0, err
 		}
 	}
+}
+
+// Rehearse makes the system calls of a ladder on kzr itself, with the signal
+// that does nothing, so that a kernel or a seccomp filter that refuses one of
+// them does so when kzr starts, and not when a node depends on it.
+func Rehearse() error {
+	err := rehearse()
+	if err != nil {
+		return fmt.Errorf("kzr could send no signal here: it takes Linux 5.3, and a seccomp filter that lets pidfd_open and pidfd_send_signal pass: %w", err)
+	}
+	return nil
+}
+
+func rehearse() error {
+	p, err := openPidfd(os.Getpid())
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if _, err := p.exited(); err != nil {
+		return err
+	}
+	return p.signal(0)
 }

@@ -96,9 +96,12 @@ type Detail struct {
 	// Sample are at most 20 of its reapable zombies, oldest first; never null.
 	Sample []ZombieChild `json:"zombieSample"`
 
-	Rule      string  `json:"rule"` // the rule that matches, "" for the settings
-	Threshold int     `json:"threshold"`
-	Grace     float64 `json:"graceSeconds"`
+	Rule string `json:"rule"` // the rule that matches, "" for the settings
+	// RuleUnsure says that the rule may not be about it: it says observe, and asks
+	// for a name that the container's runtime has not told.
+	RuleUnsure bool    `json:"ruleUnsure"`
+	Threshold  int     `json:"threshold"`
+	Grace      float64 `json:"graceSeconds"`
 	// Plan says what kzr does about it and when, in sentences; never null.
 	Plan []string `json:"plan"`
 	// Advice is for its owner, in sentences; never null.

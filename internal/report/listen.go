@@ -245,7 +245,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		c.release = sync.OnceFunc(func() { l.open.Add(-1) })
 		switch {
 		case n > l.limit+spare:
-			c.Close()
+			_ = c.Close()
 			continue
 		case n > l.limit && c.status == 0:
 			c.status, c.refused = http.StatusServiceUnavailable, "too many connections"

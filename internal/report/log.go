@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,8 +25,9 @@ func NewLogger(w io.Writer, format, level string) *slog.Logger {
 	h := &handler{w: w, mu: new(sync.Mutex), level: new(slog.LevelVar), json: format == "json"}
 	h.level.Set(parseLevel(level))
 	if lw, ok := w.(*Writer); ok {
+		_, h.journal = lw.w.(*journal)
 		lw.setNotice(func(lost uint64) []byte {
-			return h.appendRecord(nil, time.Now(), slog.LevelWarn, "log lines were lost",
+			return h.render(nil, time.Now(), slog.LevelWarn, "log lines were lost",
 				[]slog.Attr{slog.Uint64("lost", lost)})
 		})
 	}
@@ -59,6 +61,8 @@ type handler struct {
 	mu    *sync.Mutex // one Write at a time
 	level *slog.LevelVar
 	json  bool
+	// journal says that w takes the journal's entries rather than lines.
+	journal bool
 
 	attrs  []slog.Attr // of With, keys complete
 	prefix string      // of WithGroup, "" or ends in a dot
@@ -73,7 +77,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		attrs = flatten(attrs, h.prefix, a)
 		return true
 	})
-	b := h.appendRecord(make([]byte, 0, 512), r.Time, r.Level, r.Message, attrs)
+	b := h.render(make([]byte, 0, 512), r.Time, r.Level, r.Message, attrs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_, err := h.w.Write(b)
@@ -82,7 +86,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
-	c.attrs = h.attrs[:len(h.attrs):len(h.attrs)]
+	c.attrs = slices.Clip(h.attrs)
 	for _, a := range attrs {
 		c.attrs = flatten(c.attrs, h.prefix, a)
 	}
@@ -118,9 +122,19 @@ func flatten(dst []slog.Attr, prefix string, a slog.Attr) []slog.Attr {
 	return dst
 }
 
+// render makes what is given to w in one Write.
+func (h *handler) render(dst []byte, t time.Time, level slog.Level, msg string, attrs []slog.Attr) []byte {
+	if h.journal {
+		return h.appendEntry(dst, t, level, msg, attrs)
+	}
+	return h.appendRecord(dst, t, level, msg, attrs)
+}
+
 // appendRecord renders one line. The event comes before the message: it is what
-// the eye and grep look for.
+// the eye and grep look for. A text for the journal has neither time nor level,
+// as the journal shows its own.
 func (h *handler) appendRecord(dst []byte, t time.Time, level slog.Level, msg string, attrs []slog.Attr) []byte {
+	start := len(dst)
 	field := func(key string, v slog.Value) {
 		switch {
 		case h.json:
@@ -129,21 +143,27 @@ func (h *handler) appendRecord(dst []byte, t time.Time, level slog.Level, msg st
 			dst = append(dst, ':')
 			dst = appendJSONValue(dst, v)
 		default:
-			dst = append(dst, ' ')
+			if len(dst) > start {
+				dst = append(dst, ' ')
+			}
 			dst = appendSafe(dst, key, maxText, false)
 			dst = append(dst, '=')
 			dst = appendTextValue(dst, v)
 		}
 	}
-	if h.json {
+	bare := h.journal && !h.json
+	switch {
+	case h.json:
 		dst = append(dst, `{"time":"`...)
 		dst = t.AppendFormat(dst, timeFormat)
 		dst = append(dst, '"')
-	} else {
+	case !bare:
 		dst = append(dst, "time="...)
 		dst = t.AppendFormat(dst, timeFormat)
 	}
-	field(slog.LevelKey, slog.StringValue(level.String()))
+	if !bare {
+		field(slog.LevelKey, slog.StringValue(level.String()))
+	}
 	event := -1
 	for i := range attrs {
 		if attrs[i].Key == "event" {

@@ -260,7 +260,7 @@ func parseText(t *testing.T, line string) map[string]string {
 		if !ok || strings.Contains(key, " ") {
 			t.Fatalf("no pair at %q", line)
 		}
-		value := rest
+		var value string
 		if strings.HasPrefix(rest, `"`) {
 			quoted, err := strconv.QuotedPrefix(rest)
 			if err != nil {

@@ -5,5 +5,6 @@
 // became of them.
 //
 // Where a runtime is not installed its test is skipped, unless the environment
-// variable KZR_REQUIRE_RUNTIMES is 1. `make test-runtimes` installs them.
+// variable KZR_REQUIRE_RUNTIMES is 1. `make test-runtimes` installs them. KZR_BIN
+// names a built, static kzr.
 package runtimes

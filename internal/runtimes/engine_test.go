@@ -52,10 +52,9 @@ tmp_dir = "`+w.path("tmp")+`"
 [network]
 network_config_dir = "`+w.path("net")+`"
 `)
-	t.Setenv("CONTAINERS_CONF", conf)
-	t.Setenv("CONTAINERS_STORAGE_CONF", w.write("storage.conf", fmt.Sprintf(
-		"[storage]\ndriver = \"vfs\"\nrunroot = %q\ngraphroot = %q\n", w.path("run"), w.path("root"))))
-	s := w.serve("podman", "podman", "system", "service", "--time=0", "unix://"+e.api)
+	storage := w.write("storage.conf", fmt.Sprintf("[storage]\ndriver = \"vfs\"\nrunroot = %q\ngraphroot = %q\n", w.path("run"), w.path("root")))
+	s := w.serve("podman", "env", "CONTAINERS_CONF="+conf, "CONTAINERS_STORAGE_CONF="+storage,
+		"podman", "system", "service", "--time=0", "unix://"+e.api)
 	e.ready(s)
 	return e
 }
@@ -89,7 +88,7 @@ func (e *engine) ready(s *service) {
 // is not nil.
 func (e *engine) call(method, path, contentType string, body []byte, v any) {
 	e.w.t.Helper()
-	req, err := http.NewRequest(method, "http://localhost/v1.40"+path, bytes.NewReader(body))
+	req, err := http.NewRequest(method, "http://localhost"+path, bytes.NewReader(body))
 	if err != nil {
 		e.w.t.Fatal(err)
 	}

@@ -24,13 +24,7 @@ func TestMain(m *testing.M) {
 	}
 	// Not every PATH has the directories of daemons.
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
-	// What an earlier run left that was killed before it could clean up.
-	old, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
-	for _, dir := range old {
-		if abandoned(dir) {
-			purge(dir)
-		}
-	}
+	purgeAbandoned()
 	goleak.VerifyTestMain(m)
 }
 
@@ -55,6 +49,9 @@ func need(t *testing.T, programs ...string) {
 // buildKzr builds the program. It is static whatever the tests are built with:
 // it has to run in an image that holds nothing else.
 var buildKzr = sync.OnceValues(func() ([]byte, error) {
+	if path := os.Getenv("KZR_BIN"); path != "" {
+		return os.ReadFile(path)
+	}
 	dir, err := os.MkdirTemp("", "kzr-build-")
 	if err != nil {
 		return nil, err

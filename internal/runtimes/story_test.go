@@ -61,7 +61,8 @@ func TestDocker(t *testing.T) {
 }
 
 func TestPodman(t *testing.T) {
-	e := startPodman(t) // sets the environment: not parallel
+	t.Parallel()
+	e := startPodman(t)
 	b := makeStory(t, e)
 	b.play(e.w.run("kzr-run", b.config(e.socket())))
 }
@@ -131,6 +132,7 @@ func (s *story) nameless(r runtime) *watcher {
 			s.Errorf("without names: %+v", e)
 		}
 	}
+	s.explained(s.keptPID, w.path("kzr.yaml"), "nobody can tell whether rule keep, which says observe, is about it")
 	k.never(2*time.Second, "a signal in ignorance", func(e event) bool { return e.Event == "signal" })
 	if err := os.Symlink(r.socket(), late); err != nil {
 		s.Fatal(err)
@@ -230,6 +232,7 @@ func (s *story) scan() {
 	if err := json.Unmarshal([]byte(w.command(w.program(), "scan", "--json", "--config", config)), &doc); err != nil {
 		s.Fatal(err)
 	}
+	s.explained(s.keptPID, config, "rule keep says observe")
 	id := s.kept.identity()
 	for _, p := range doc.Parents {
 		if p.PID != s.keptPID {
@@ -243,6 +246,16 @@ func (s *story) scan() {
 		return
 	}
 	s.Errorf("scan does not show process %d", s.keptPID)
+}
+
+// explained wants these words in the story of a process.
+func (s *story) explained(pid int, config, words string) {
+	s.Helper()
+	w := s.r.world()
+	out := w.command(w.program(), "explain", fmt.Sprint(pid), "--config", config)
+	if !strings.Contains(strings.Join(strings.Fields(out), " "), words) {
+		s.Errorf("the story of process %d lacks %q:\n%s", pid, words, out)
+	}
 }
 
 // check wants the runtime named. What else it finds is not for here.

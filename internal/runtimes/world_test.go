@@ -25,22 +25,46 @@ import (
 // test is in.
 const prefix = "kzr-rt-"
 
+// outside is what runtimes make and leave outside their worlds, no matter how
+// they are configured. Removed in reverse order.
+var outside = []string{
+	"/run/containerd", "/run/containerd/s",
+	"/run/docker", "/run/docker/plugins",
+	"/run/runc",
+	"/var/lib/containers", "/var/lib/containers/cache", "/var/lib/containers/cache/blob-info-cache-v1.boltdb",
+}
+
 // A world is where one runtime under test lives. Its directory holds the state
 // and the sockets, and its cgroup, of the same name in each hierarchy, all the
 // containers. Nothing of the machine's own runtimes is touched.
 type world struct {
-	t   *testing.T
-	dir string
+	t     *testing.T
+	dir   string
+	owned *os.File
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	if _, err := buildKzr(); err != nil { // before anything is started
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
+	// /proc shows paths without symbolic links.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{t: t, dir: dir}
-	w.write("owner", strconv.Itoa(os.Getpid()))
+	if w.owned, err = own(dir, os.O_CREATE); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range outside {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			t.Cleanup(func() { os.Remove(path) }) // unless somebody else uses it by now
+		}
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
@@ -52,6 +76,7 @@ func newWorld(t *testing.T) *world {
 		if left := purge(dir); len(left) > 0 {
 			t.Errorf("left behind: %s", strings.Join(left, "; "))
 		}
+		w.owned.Close()
 	})
 	return w
 }
@@ -187,6 +212,14 @@ func purge(dir string) (left []string) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	// Shims that were killed leave their sockets, in a directory of containerd's.
+	bundles, _ := filepath.Glob(filepath.Join(dir, "state/io.containerd.runtime.v2.task/*/*/address"))
+	for _, b := range bundles {
+		address, _ := os.ReadFile(b)
+		if socket, ok := strings.CutPrefix(string(address), "unix:///run/containerd/s/"); ok {
+			os.Remove("/run/containerd/s/" + filepath.Base(socket))
+		}
+	}
 	for _, m := range slices.Backward(mountsBelow(dir)) {
 		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			left = append(left, fmt.Sprintf("mount %s: %v", m, err))
@@ -203,14 +236,28 @@ func purge(dir string) (left []string) {
 	return left
 }
 
-// abandoned says whether the test that made a world is no more.
-func abandoned(dir string) bool {
-	text, err := os.ReadFile(filepath.Join(dir, "owner"))
+// own takes the lock of a world, which its test holds while it runs.
+func own(dir string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "owner"), os.O_RDWR|flags, 0o644)
 	if err != nil {
-		return false // somebody's who is just making it
+		return nil, err
 	}
-	pid, err := strconv.Atoi(string(text))
-	return err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// purgeAbandoned takes down the worlds of tests that were killed themselves.
+func purgeAbandoned() {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	for _, dir := range old {
+		if f, err := own(dir, 0); err == nil {
+			purge(dir)
+			f.Close()
+		}
+	}
 }
 
 // inhabitants are the processes in the cgroup of a world, and those that were

@@ -58,6 +58,10 @@ func (m *model) headline() headline {
 	full := st.TasksLimit > 0 && m.used() >= alarm(st.Pressure)
 	var h headline
 	switch {
+	case most.Reason != "" && !most.acting() && st.TasksLimit > 0 && most.Countable*10 > st.TasksLimit:
+		// Whatever else goes on: this is what fills the process table.
+		h = headline{"LEAK", fmt.Sprintf("%s; left alone: %s", holds(most), spelled(most.Reason)), urgent}
+		leaks++
 	case next != nil && next.acting():
 		h = headline{"ACTING", "on " + holds(next), urgent}
 	case next != nil:

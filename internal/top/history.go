@@ -6,9 +6,9 @@ import (
 	"kzr/internal/task"
 )
 
-// sample is a count at a moment.
+// sample is a count at a moment, which is the time since the first look.
 type sample struct {
-	at time.Time
+	at time.Duration
 	n  float64
 }
 
@@ -29,21 +29,24 @@ const (
 	enough = 5
 )
 
-func (s *series) add(at time.Time, n float64) {
-	if l := len(s.fine); l > 0 && !at.After(s.fine[l-1].at) {
+func (s *series) add(at time.Duration, n float64) {
+	if l := len(s.fine); l > 0 && at <= s.fine[l-1].at {
 		return
 	}
-	s.fine = append(drop(s.fine, at.Add(-fineSpan)), sample{at, n})
-	if l := len(s.coarse); l == 0 || at.Sub(s.coarse[l-1].at) >= coarseStep {
-		s.coarse = append(drop(s.coarse, at.Add(-coarseSpan)), sample{at, n})
+	s.fine = append(drop(s.fine, at-fineSpan), sample{at, n})
+	if l := len(s.coarse); l == 0 || at-s.coarse[l-1].at >= coarseStep {
+		s.coarse = append(drop(s.coarse, at-coarseSpan), sample{at, n})
 	}
 }
 
 // drop removes what was before limit, in place.
-func drop(all []sample, limit time.Time) []sample {
+func drop(all []sample, limit time.Duration) []sample {
 	i := 0
-	for i < len(all) && all[i].at.Before(limit) {
+	for i < len(all) && all[i].at < limit {
 		i++
+	}
+	if i == 0 {
+		return all
 	}
 	return append(all[:0], all[i:]...)
 }
@@ -56,7 +59,7 @@ func (s *series) rate() (perSecond float64, ok bool) {
 	}
 	last := s.fine[len(s.fine)-1]
 	try := func(first sample, whole bool) bool {
-		took, change := last.at.Sub(first.at).Seconds(), last.n-first.n
+		took, change := (last.at - first.at).Seconds(), last.n-first.n
 		if took <= 0 || (!whole && max(change, -change) < enough) {
 			return false
 		}
@@ -64,7 +67,7 @@ func (s *series) rate() (perSecond float64, ok bool) {
 		return true
 	}
 	for _, x := range s.fine {
-		if last.at.Sub(x.at) <= rateSpan {
+		if last.at-x.at <= rateSpan {
 			if try(x, false) {
 				return perSecond, ok
 			}
@@ -74,7 +77,7 @@ func (s *series) rate() (perSecond float64, ok bool) {
 	if try(s.fine[0], false) {
 		return perSecond, ok
 	}
-	if len(s.coarse) > 0 && s.coarse[0].at.Before(s.fine[0].at) {
+	if len(s.coarse) > 0 && s.coarse[0].at < s.fine[0].at {
 		try(s.coarse[0], true)
 		return perSecond, ok
 	}
@@ -99,8 +102,8 @@ func (s *series) spark(width int, levels []rune) string {
 	// sample; before the first sample there is nothing.
 	j := 0
 	for i := range out {
-		until := end.Add(-fineSpan * time.Duration(width-1-i) / time.Duration(width))
-		for j < len(s.fine) && !s.fine[j].at.After(until) {
+		until := end - fineSpan*time.Duration(width-1-i)/time.Duration(width)
+		for j < len(s.fine) && s.fine[j].at <= until {
 			j++
 		}
 		if j == 0 {
@@ -115,13 +118,18 @@ func (s *series) spark(width int, levels []rune) string {
 
 // history is the past of the node and of its parents.
 type history struct {
+	began          time.Time
 	zombies, exits series
 	parents        map[task.ID]*series
 }
 
 func (h *history) add(s *sampleMsg) {
-	h.zombies.add(s.at, float64(s.doc.Zombies))
-	h.exits.add(s.at, float64(s.status.Exits))
+	if h.began.IsZero() {
+		h.began = s.at
+	}
+	at := s.at.Sub(h.began)
+	h.zombies.add(at, float64(s.doc.Zombies))
+	h.exits.add(at, float64(s.status.Exits))
 	next := make(map[task.ID]*series, len(s.doc.Parents))
 	for i := range s.doc.Parents {
 		p := &s.doc.Parents[i]
@@ -130,7 +138,7 @@ func (h *history) add(s *sampleMsg) {
 		if x == nil {
 			x = &series{}
 		}
-		x.add(s.at, float64(p.Zombies))
+		x.add(at, float64(p.Zombies))
 		next[id] = x
 	}
 	h.parents = next // who is gone is forgotten

@@ -45,8 +45,9 @@ type model struct {
 	ctx  context.Context
 	feed *feed
 
-	w, h int
-	now  time.Time
+	w, h  int
+	now   time.Time
+	drawn string // the screen, "" when it has to be drawn anew
 
 	// What was seen, and what of it is shown: the same, unless paused.
 	seen   sampleMsg
@@ -138,18 +139,14 @@ func (m *model) inspect() tea.Cmd {
 
 // Update implements [tea.Model].
 func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	if tick, ok := msg.(tickMsg); ok {
+		return m, m.ticked(time.Time(tick))
+	}
+	m.drawn = ""
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
 		m.w, m.h = msg.Width, msg.Height
 		m.settle()
-	case tickMsg:
-		m.now = time.Time(msg)
-		cmds := []tea.Cmd{m.tick()}
-		if !m.looking && !m.now.Before(m.lookNext) {
-			m.looking = true
-			cmds = append(cmds, m.look())
-		}
-		return m, tea.Batch(cmds...)
 	case sampleMsg:
 		return m, m.sampled(msg)
 	case detailMsg:
@@ -189,6 +186,17 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
+// ticked begins the next look, which then moves the time. Only where that is not
+// due, or takes long, time moves by itself.
+func (m *model) ticked(now time.Time) tea.Cmd {
+	if !m.looking && !now.Before(m.lookNext) {
+		m.looking = true
+		return tea.Batch(m.tick(), m.look())
+	}
+	m.now, m.drawn = now, ""
+	return m.tick()
+}
+
 func (m *model) sampled(s sampleMsg) tea.Cmd {
 	m.looking = false
 	m.now = s.at
@@ -214,7 +222,7 @@ func (m *model) sampled(s sampleMsg) tea.Cmd {
 // show puts what was seen last on the screen.
 func (m *model) show() {
 	m.shown = m.seen
-	m.rows = newRows(&m.shown.doc, &m.past)
+	m.rows = newRows(&m.shown.doc, &m.past, m.shown.status.DryRun)
 	m.arrange()
 }
 

@@ -45,10 +45,10 @@ func (m *model) helpLines() []string {
 	show := func(all ...key.Binding) {
 		for _, k := range all {
 			h := k.Help()
-			out = append(out, "   "+accent.Render(m.left(h.Key, 9))+m.cut(h.Desc, m.w-13))
+			out = append(out, "   "+accent.Render(m.left(m.keyName(h.Key), 9))+m.cut(h.Desc, m.w-13))
 		}
 	}
-	item := func(style lipgloss.Style, word, text string) {
+	item := func(style paint, word, text string) {
 		for i, s := range wrap(text, m.w-18) {
 			if i > 0 {
 				word = ""
@@ -142,15 +142,15 @@ func (m *model) facts(d *report.Detail, w int) []string {
 	out := []string{bold.Render("Facts")}
 	for _, f := range advice.Facts(d) {
 		for i, s := range wrap(f.Value, w-11) {
-			name := f.Name
+			label := f.Name
 			if i > 0 {
-				name = ""
+				label = ""
 			}
 			style := plain
 			if f.Telling {
 				style = warn
 			}
-			out = append(out, dim.Render(m.left(name, 10))+" "+style.Render(s))
+			out = append(out, dim.Render(m.left(label, 10))+" "+style.Render(s))
 		}
 	}
 	out = append(out, "", bold.Render("Tree"))

@@ -21,11 +21,14 @@ type row struct {
 	rate         float64
 }
 
-func newRows(doc *report.Document, h *history) []row {
+func newRows(doc *report.Document, h *history, dryRun bool) []row {
 	rows := make([]row, len(doc.Parents))
 	for i, p := range doc.Parents {
 		r := &rows[i]
 		*r = row{Parent: p, id: task.ID{PID: p.PID, Start: p.StartTime}, who: report.Who(p), command: report.Command(p)}
+		if dryRun && r.Reason == string(policy.Backoff) {
+			r.Reason = rehearsed
+		}
 		r.past = h.parents[r.id]
 		if r.past != nil {
 			r.rate, _ = r.past.rate()
@@ -123,6 +126,9 @@ func sortRows(rows []row, by column, reverse bool) {
 		return cmp.Or(c, cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.PID, b.PID))
 	})
 }
+
+// rehearsed is what a dry run has done with a parent that it leaves alone since.
+const rehearsed = "rehearsed"
 
 // spelled is a reason as a person would say it.
 func spelled(reason string) string {

@@ -13,17 +13,48 @@ import (
 	"kzr/internal/report"
 )
 
+// paint is a style as the codes before and after a text. A screen has hundreds of
+// painted texts; to lay each of them out as a block of its own costs too much.
+type paint struct{ on, off string }
+
+func painted(s lipgloss.Style) paint {
+	on, off, _ := strings.Cut(s.Render("x"), "x")
+	return paint{on, off}
+}
+
+// Render paints a text of one line.
+func (p paint) Render(s string) string {
+	if s == "" {
+		return ""
+	}
+	return p.on + s + p.off
+}
+
 // The colours are the terminal's own, so that they suit its background, and each
 // means one thing. Without colour the words say the same.
 var (
-	bad    = lipgloss.NewStyle().Foreground(lipgloss.Red).Bold(true)
-	warn   = lipgloss.NewStyle().Foreground(lipgloss.Yellow)
-	good   = lipgloss.NewStyle().Foreground(lipgloss.Green)
-	accent = lipgloss.NewStyle().Foreground(lipgloss.Cyan)
-	dim    = lipgloss.NewStyle().Faint(true)
-	bold   = lipgloss.NewStyle().Bold(true)
-	plain  = lipgloss.NewStyle()
-	chosen = lipgloss.NewStyle().Reverse(true)
+	none   = lipgloss.NewStyle()
+	red    = none.Foreground(lipgloss.Red).Bold(true)
+	yellow = none.Foreground(lipgloss.Yellow)
+	green  = none.Foreground(lipgloss.Green)
+	cyan   = none.Foreground(lipgloss.Cyan)
+
+	bad     = painted(red)
+	warn    = painted(yellow)
+	good    = painted(green)
+	accent  = painted(cyan)
+	dim     = painted(none.Faint(true))
+	bold    = painted(none.Bold(true))
+	plain   = painted(none)
+	chosen  = painted(none.Reverse(true))
+	name    = painted(cyan.Bold(true))
+	paused  = painted(yellow.Reverse(true))
+	search  = painted(cyan.Reverse(true))
+	titles  = painted(none.Faint(true).Underline(true))
+	sorted  = painted(none.Bold(true).Underline(true))
+	badBar  = painted(red.Reverse(true))
+	warnBar = painted(yellow.Bold(true).Reverse(true))
+	goodBar = painted(green.Bold(true).Reverse(true))
 )
 
 // glyphs are the characters beyond text.
@@ -44,19 +75,39 @@ func (g *glyphs) cut(s string, w int) string {
 	if w <= 0 {
 		return ""
 	}
+	if len(s) <= w && ascii(s) {
+		return s
+	}
 	return ansi.Truncate(report.Sanitize(s), w, g.more)
+}
+
+// ascii says whether s is printable ASCII, so that each byte takes a column.
+func ascii(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func columnsOf(s string) int {
+	if ascii(s) {
+		return len(s)
+	}
+	return ansi.StringWidth(s)
 }
 
 // left fits s into exactly w columns.
 func (g *glyphs) left(s string, w int) string {
 	s = g.cut(s, w)
-	return s + strings.Repeat(" ", max(0, w-ansi.StringWidth(s)))
+	return s + strings.Repeat(" ", max(0, w-columnsOf(s)))
 }
 
 // right fits s into exactly w columns, blanks first.
 func (g *glyphs) right(s string, w int) string {
 	s = g.cut(s, w)
-	return strings.Repeat(" ", max(0, w-ansi.StringWidth(s))) + s
+	return strings.Repeat(" ", max(0, w-columnsOf(s))) + s
 }
 
 // middle shortens s to w columns and keeps both ends: a namespace in front, a
@@ -69,6 +120,14 @@ func (g *glyphs) middle(s string, w int) string {
 	}
 	front := (w - 1) / 2
 	return ansi.Truncate(s, front, "") + g.more + ansi.TruncateLeft(s, n-(w-1-front), "")
+}
+
+// keyName spells out the arrows where they cannot be drawn.
+func (g *glyphs) keyName(s string) string {
+	if g == &asciiGlyphs {
+		return strings.NewReplacer("↑", "up", "↓", "down").Replace(s)
+	}
+	return s
 }
 
 // number groups the digits of n: 12,310.

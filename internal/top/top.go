@@ -45,7 +45,7 @@ type Options struct {
 
 // The screen is drawn at most so often: often enough for the keyboard, and no
 // more than a person can read.
-const framesPerSecond = 30
+const framesPerSecond = 20
 
 // Run shows the screen until it is quit or ctx ends, and puts the terminal back
 // as it was. Signals are the caller's to turn into the end of ctx.

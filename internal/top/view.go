@@ -1,6 +1,7 @@
 package top
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -8,7 +9,6 @@ import (
 
 	"charm.land/bubbles/v2/key"
 	tea "charm.land/bubbletea/v2"
-	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/x/ansi"
 
 	"kzr/internal/report"
@@ -59,7 +59,10 @@ func (m *model) notes() []string {
 
 // View implements [tea.Model].
 func (m *model) View() tea.View {
-	v := tea.NewView(m.draw())
+	if m.drawn == "" {
+		m.drawn = m.draw()
+	}
+	v := tea.NewView(m.drawn)
 	v.AltScreen = true
 	v.MouseMode = tea.MouseModeCellMotion
 	v.WindowTitle = "kzr top"
@@ -101,8 +104,16 @@ func (m *model) draw() string {
 	if m.h > 0 {
 		lines = append(lines[:max(0, min(len(lines), m.h-1))], m.footer())
 	}
+	if m.w < narrow {
+		for i := range lines {
+			lines[i] = ansi.Truncate(lines[i], m.w, "")
+		}
+	}
 	return strings.Join(lines, "\n")
 }
+
+// narrow is the width below which what has to be there does not fit, and is cut.
+const narrow = 40
 
 // row of segments: what does not fit any more is left out.
 type segments struct {
@@ -131,20 +142,19 @@ func (s *segments) add(text string) bool {
 // title names the node and what is known of it and of kzr.
 func (m *model) title(l layout) string {
 	st := &m.shown.status
-	name := st.Host
-	if name == "" {
-		name = m.shown.doc.Host
-	}
+	host := cmp.Or(st.Host, m.shown.doc.Host)
 	front := segments{room: m.w}
-	front.add(bold.Render("kzr top") + " " + accent.Bold(true).Render(m.cut(name, max(8, m.w/3))))
+	front.add(bold.Render("kzr top") + " " + name.Render(m.cut(host, max(8, m.w/3))))
 	if m.paused {
-		front.add(warn.Reverse(true).Render(" PAUSED "))
+		front.add(paused.Render(" PAUSED "))
 	}
 	back := segments{room: front.room - 2}
 	switch {
 	case m.shown.at.IsZero():
 	case l.compact && m.Alone != "":
-		back.add(warn.Render("no daemon, only watching"))
+		if !back.add(warn.Render("no daemon, only watching")) {
+			back.add(warn.Render("no daemon"))
+		}
 	default:
 		dot := " " + m.dot + " "
 		parts := []string{string(st.Source)}
@@ -171,20 +181,20 @@ func (m *model) title(l layout) string {
 	return front.b.String() + strings.Repeat(" ", max(1, m.w-ansi.StringWidth(front.b.String())-ansi.StringWidth(back.b.String()))) + back.b.String()
 }
 
-func (g grave) style() lipgloss.Style {
+func (g grave) badge() paint {
 	switch g {
 	case urgent:
-		return bad
+		return badBar
 	case soon:
-		return warn
+		return warnBar
 	}
-	return good
+	return goodBar
 }
 
 func (m *model) headlineLine() string {
 	h := m.headline()
 	badge := " " + h.badge + " "
-	return h.grave.style().Bold(true).Reverse(true).Render(m.cut(badge, m.w)) +
+	return h.grave.badge().Render(m.cut(badge, m.w)) +
 		bold.Render(m.cut(" "+h.text, m.w-len(badge)))
 }
 
@@ -213,7 +223,7 @@ func (m *model) tasks() string {
 		dead = max(dead, min(1, all))
 	}
 	s.add(label + style.Render(strings.Repeat(m.live, all-dead)) + bad.Render(strings.Repeat(m.dead, dead)) +
-		dim.Render(strings.Repeat(m.free, width-all)) + " " + style.Bold(true).Render(fmt.Sprintf("%.0f%%", 100*used)))
+		dim.Render(strings.Repeat(m.free, width-all)) + " " + style.Render(fmt.Sprintf("%.0f%%", 100*used)))
 	s.add(dim.Render(number(tasks) + " of " + number(st.TasksLimit)))
 	if left, ok := m.untilFull(); ok {
 		style := dim
@@ -284,14 +294,14 @@ func (m *model) columns() []place {
 	pid, who := 5, len("WHO")
 	for _, i := range m.visible {
 		pid = max(pid, len(strconv.Itoa(m.rows[i].PID)))
-		who = max(who, ansi.StringWidth(m.rows[i].who))
+		who = max(who, columnsOf(m.rows[i].who))
 	}
 	verdict := 13
 	if m.w >= wide {
 		verdict = 24
 	}
-	has := map[column]int{colZombies: 7, colVerdict: verdict}
-	room := m.w - (7 + 1) - (verdict + 1)
+	has := map[column]int{colZombies: 8, colVerdict: verdict}
+	room := m.w - (8 + 1) - (verdict + 1)
 	for _, c := range []struct {
 		column
 		width int
@@ -349,9 +359,9 @@ func (m *model) table(l layout) []string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		title, style := c.title, dim.Underline(true)
+		title, style := c.title, titles
 		if c.column == m.sortBy {
-			style = bold.Underline(true)
+			style = sorted
 			arrow := m.down
 			if m.reverse {
 				arrow = m.up
@@ -509,7 +519,7 @@ func (m *model) stream(l layout) []string {
 
 // event is a line of the stream.
 func (m *model) event(e *entry) string {
-	name, style := e.Event, plain
+	what, style := e.Event, plain
 	switch e.Event {
 	case report.EventZombie:
 		style = dim
@@ -518,7 +528,7 @@ func (m *model) event(e *entry) string {
 		if e.Signal == "SIGKILL" {
 			style = bad
 		}
-		name = e.Signal
+		what = e.Signal
 	case report.EventSuspect, report.EventLostEvents, report.EventMissed:
 		style = warn
 	case report.EventGaveUp:
@@ -560,11 +570,18 @@ func (m *model) event(e *entry) string {
 		}
 	}
 	front := m.left(at, 8) + " "
-	mark := m.left(name, 10)
+	mark := m.left(what, 10)
 	room := m.w - 8 - 1 - 10 - 1
+	if n := min(room/2, 60); columnsOf(about) < n {
+		about = m.left(about, n) // what follows stands in a column
+	}
 	about = m.cut(about, room)
-	room -= ansi.StringWidth(about) + 2
-	return dim.Render(front) + style.Render(mark) + " " + about + "  " + dim.Render(m.cut(text, room))
+	room -= columnsOf(about) + 2
+	line := dim.Render(front) + style.Render(mark) + " " + about
+	if room > 0 {
+		line += "  " + dim.Render(m.cut(text, room))
+	}
+	return line
 }
 
 func (m *model) footer() string {
@@ -577,7 +594,7 @@ func (m *model) footer() string {
 	show := func(all ...key.Binding) {
 		for _, k := range all {
 			h := k.Help()
-			s.add(accent.Render(h.Key) + " " + h.Desc)
+			s.add(accent.Render(m.keyName(h.Key)) + " " + h.Desc)
 		}
 	}
 	if m.help || m.detailOf.PID != 0 {
@@ -591,7 +608,7 @@ func (m *model) footer() string {
 		return s.b.String()
 	}
 	if m.filter != "" {
-		s.add(accent.Reverse(true).Render(m.cut(" /"+m.filter+" ", m.w/3)) + dim.Render(fmt.Sprintf(" %d of %d", len(m.visible), len(m.rows))))
+		s.add(search.Render(m.cut(" /"+m.filter+" ", m.w/3)) + dim.Render(fmt.Sprintf(" %d of %d", len(m.visible), len(m.rows))))
 	}
 	show(keys.help, keys.quit, keys.details, keys.filter, keys.next, keys.pause, keys.stream, keys.reverse, keys.zombies)
 	return s.b.String()

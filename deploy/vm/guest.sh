@@ -1,0 +1,282 @@
+#!/bin/bash
+# What an administrator does with kzr's package, on this system, and what must
+# come of it: run by systemd in a virtual machine of its own. /vm/old.deb and
+# /vm/new.deb are the package in two versions, /vm/zoo makes processes. The last
+# line is the verdict.
+set -u
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
+export DEBIAN_FRONTEND=noninteractive SYSTEMD_PAGER='' SYSTEMD_COLORS=0
+exec 2>&1
+
+failed=0
+
+# want WHAT COMMAND...: the command succeeds.
+want() {
+	local what=$1
+	shift
+	if "$@"; then
+		echo "ok $what"
+	else
+		echo "FAILED $what: $*"
+		failed=1
+	fi
+}
+
+# within SECONDS COMMAND...: it succeeds before long.
+within() {
+	local deadline=$((SECONDS + $1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		[ "$SECONDS" -lt "$deadline" ] || return 1
+		sleep 0.2
+	done
+}
+
+not() { ! "$@"; }
+show() { systemctl show --value -p "$1" kzr.service; }
+main_pid() { show MainPID; }
+is() { [ "$(show "$1")" = "$2" ]; }
+logged() { journalctl -q -u kzr.service -o cat --since "@$mark" | grep -q -- "$1"; }
+tell() { echo "Linux $(uname -r), $(systemctl --version | head -n 1)"; }
+
+# Entries of the journal and what systemd shows, from here on.
+mark_journal() { mark=$(date +%s); }
+
+# transient UNIT SCRIPT...: a unit whose main process runs the zoo's script, and
+# which ends with it.
+transient() {
+	local unit=$1
+	shift
+	systemd-run -q --unit="$unit" -p TasksMax="${tasks:-infinity}" /vm/zoo "$@" serve
+}
+zombies() { ps -eo stat,cgroup | grep -c "^Z.*$1" ; }
+running() { systemctl -q is-active "$1"; }
+# leaker UNIT: the pid of the process that does what the script says.
+leaker() {
+	local keeper
+	keeper=$(systemctl show --value -p MainPID "$1")
+	ps -o pid= --ppid "$keeper" | head -n 1 | tr -d ' '
+}
+
+configure() {
+	cat >/etc/kzr/kzr.yaml <<-END
+		scope: all
+		threshold: 20
+		grace: 1s
+		nudge: 200ms
+		termTimeout: 1s
+		limits: {killsPerMinute: 100}
+		rules:
+		$1
+	END
+}
+
+install_it() {
+	want "dpkg -i" dpkg -i /vm/old.deb
+	want "installing starts nothing" not running kzr
+	want "its binary works" kzr version
+	want "kzr check as root" kzr check
+}
+
+start_it() {
+	mark_journal
+	transient early leak=30
+	want "systemctl start" systemctl enable -q --now kzr
+	want "it is ready when start returns" is ActiveState active
+	want "it said so itself" logged started
+	want "it sees through eBPF" logged 'source=bpf'
+	want "systemctl status shows what it sees" within 20 grep -q zombies <(show StatusText)
+	show StatusText
+	want "no root" [ "$(ps -o uid= -p "$(main_pid)" | tr -d ' ')" != 0 ]
+	systemd-analyze security kzr.service --no-pager 2>/dev/null | tail -n 1
+	want "exposure of 1.5 at most" exposed
+	want "the host's own are out of scope" within 20 logged 'out_of_scope'
+	want "and live" running early
+}
+exposed() {
+	local x
+	x=$(systemd-analyze security kzr.service --no-pager | sed -n 's/.*exposure level.*: \([0-9.]*\) .*/\1/p')
+	[ -n "$x" ] && [ "${x/./}" -le 15 ]
+}
+
+# The leaker that a rule names is killed; a process beside it, and a leaker that
+# no rule names, are not.
+reload_it() {
+	local pid
+	mark_journal
+	pid=$(main_pid)
+	configure '- {name: broken, nonsense: 1}'
+	systemctl reload kzr
+	want "a broken file is told of" within 20 logged nonsense
+	want "and changes nothing" running early
+	configure '- {name: vm, match: {cgroup: "/system.slice/leaker*.service"}}
+- {name: rest, match: {}, action: observe}'
+	want "systemctl reload" systemctl reload kzr
+	want "it says so" within 20 logged reloaded
+	want "the same process" [ "$(main_pid)" = "$pid" ]
+	want "it is ready again" within 10 is ActiveState active
+
+	transient bystander leak=3
+	transient other leak=40
+	transient leaker leak=40 term=ignore
+	want "the leaker is killed by rule" within 40 not running leaker
+	want "the journal tells of it" within 10 logged 'event=terminated.*rule=vm'
+	want "SIGTERM came first" logged 'event=signal.*signal=SIGTERM'
+	want "the bystander lives" running bystander
+	want "the other leaker lives" running other
+	want "its rule is given" within 20 logged 'event=spared.*rule=rest'
+	want "the cgroup is the unit's" grep -q '"cgroup":"/system.slice/other.service"' <(kzr scan --json | tr -d ' \n')
+	want "explain knows the unit" grep -q other.service <(kzr explain "$(leaker other)")
+	systemctl stop other bystander early
+}
+
+# The unit's own limit: systemd's TasksMax is the cgroup's pids.max.
+pids_limit() {
+	mark_journal
+	configure '- {name: vm, match: {cgroup: "/system.slice/limited.service"}, grace: 1h}
+- {name: rest, match: {}, action: observe}'
+	systemctl reload kzr
+	within 20 logged reloaded
+	tasks=100 transient limited storm=0,rate=200
+	want "a unit at its TasksMax is freed long before its grace" within 60 not running limited
+	want "by kzr" within 10 logged 'event=terminated.*rule=vm'
+}
+
+# systemd kills what no longer feeds its watchdog, and starts it again.
+watchdog() {
+	local pid
+	mkdir -p /etc/systemd/system/kzr.service.d
+	printf '[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\nRestartSec=1s\n' >/etc/systemd/system/kzr.service.d/vm.conf
+	systemctl daemon-reload
+	systemctl restart kzr
+	pid=$(main_pid)
+	sleep 10
+	want "a watchdog that is fed does not bite" [ "$(main_pid)" = "$pid" ]
+	kill -STOP "$pid"
+	want "a stopped daemon is killed" within 40 not kill -0 "$pid"
+	want "and started again" within 40 is ActiveState active
+	want "once" is NRestarts 1
+	rm -r /etc/systemd/system/kzr.service.d
+	systemctl daemon-reload
+	systemctl restart kzr
+}
+
+# Nothing on the machine can fork; this script can only use what the shell has
+# built in.
+table_full() {
+	local line n=0 max=1500 pid old deadline
+	mark_journal
+	configure '- {name: vm, match: {cgroup: "/system.slice/flood.service"}, grace: 1h}
+- {name: rest, match: {}, action: observe}'
+	systemctl reload kzr
+	within 20 logged reloaded
+	pid=$(main_pid)
+	mkfifo /tmp/go
+	: >/tmp/forked
+	sh -c 'read -r go; /bin/true; echo "after $?"' <>/tmp/go >/tmp/forked 2>&1 &
+	local waiter=$!
+	read -r old </proc/sys/kernel/pid_max
+	echo "$max" >/proc/sys/kernel/pid_max
+	transient flood storm=0
+	kill -STOP "$pid"
+	deadline=$((SECONDS + 20))
+	# Pids below 300 are used once only.
+	while [ "$n" -lt $((max - 310)) ] && [ "$SECONDS" -lt "$deadline" ]; do
+		read -r _ _ _ line _ </proc/loadavg
+		n=${line#*/}
+		read -r -t 0.2 _ <>/tmp/none
+	done
+	read -r -t 1 _ <>/tmp/none
+	echo "$n tasks with pid_max $max"
+	echo go >/tmp/go
+	while kill -0 "$waiter" && [ "$SECONDS" -lt "$deadline" ]; do
+		read -r -t 0.2 _ <>/tmp/none
+	done
+	read -r line </tmp/forked
+	kill -CONT "$pid"
+	echo "a shell says: $line"
+	case $line in
+	*[Ff]ork*) echo "ok nothing can fork" ;;
+	*) echo "FAILED nothing can fork: $line" && failed=1 ;;
+	esac
+	deadline=$((SECONDS + 60))
+	while [ "$n" -gt 500 ] && [ "$SECONDS" -lt "$deadline" ]; do
+		read -r _ _ _ line _ </proc/loadavg
+		n=${line#*/}
+		read -r -t 0.2 _ <>/tmp/none
+	done
+	want "kzr frees the table" [ "$n" -le 500 ]
+	echo "$old" >/proc/sys/kernel/pid_max
+	want "the leaker is gone" within 20 not running flood
+	want "by kzr" within 10 logged 'event=terminated.*rule=vm'
+	want "the same daemon all along" [ "$(main_pid)" = "$pid" ]
+}
+
+# bpf(2) is denied: the same unit carries on with /proc, and says so.
+without_bpf() {
+	mkdir -p /etc/systemd/system/kzr.service.d
+	printf '[Service]\nSystemCallFilter=~bpf\n' >/etc/systemd/system/kzr.service.d/vm.conf
+	systemctl daemon-reload
+	mark_journal
+	configure '- {name: vm, match: {cgroup: "/system.slice/leaker*.service"}}
+- {name: rest, match: {}, action: observe}'
+	systemctl restart kzr
+	want "without bpf it runs on /proc" logged 'source=proc'
+	show StatusText
+	want "and says so in systemctl status" within 20 grep -q proc <(show StatusText)
+	transient leaker2 leak=40 term=ignore
+	want "and does its work" within 60 not running leaker2
+	rm -r /etc/systemd/system/kzr.service.d
+	systemctl daemon-reload
+	systemctl restart kzr
+}
+
+stop_it() {
+	mark_journal
+	want "systemctl stop" systemctl stop kzr
+	want "it ends well" is Result success
+	want "it says so" within 10 logged stopping
+	want "nothing of it is left" [ ! -e /run/kzr ]
+}
+
+upgrade_it() {
+	local pid
+	systemctl start kzr
+	pid=$(main_pid)
+	want "dpkg -i over a running one" dpkg -i --force-confold /vm/new.deb
+	want "it runs" within 20 is ActiveState active
+	want "as the new version" grep -q 0.0.2 <(kzr version)
+	want "which has taken over" [ "$(main_pid)" != "$pid" ]
+	want "with the administrator's configuration" grep -q 'name: vm' /etc/kzr/kzr.yaml
+}
+
+remove_it() {
+	local pid
+	pid=$(main_pid)
+	want "dpkg -r" dpkg -r kzr
+	want "it does not run" not kill -0 "$pid"
+	want "it will not be started" [ ! -e /etc/systemd/system/multi-user.target.wants/kzr.service ]
+	want "systemd does not know it" is LoadState not-found
+	want "the configuration stays" [ -e /etc/kzr/kzr.yaml ]
+	want "dpkg -P" dpkg -P kzr
+	find / -xdev -name '*kzr*' -not -path '/vm/*' -not -path '/proc/*' -not -path '/sys/*' >/tmp/left
+	want "nothing is left" [ ! -s /tmp/left ]
+	cat /tmp/left
+}
+
+tell
+mkfifo /tmp/none
+mark_journal
+start=$mark
+for step in install_it start_it reload_it pids_limit watchdog table_full without_bpf stop_it upgrade_it remove_it; do
+	echo "== $step ($SECONDS s)"
+	"$step"
+done
+if [ "$failed" = 0 ]; then
+	echo "verdict: passed"
+else
+	journalctl -q --no-pager -u kzr.service --since "@$start" | tail -n 200
+	echo "verdict: FAILED"
+fi
+sleep 1 # for the serial port
+echo b >/proc/sysrq-trigger

@@ -1,0 +1,197 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
+)
+
+// hiatus is how long kzr is stopped: many times its waits, which is what a
+// minute is to the default ones.
+const hiatus = 6 * time.Second
+
+// kzr is stopped by SIGSTOP, as by an operator or a debugger, and goes on. What
+// it thought before counts for nothing then; what is true now does.
+func TestFaultStoppedDaemon(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode, "--scope=all")
+		pause := func() { k.send(unix.SIGSTOP) }
+		t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
+
+		// Three who are in the middle of the ladder when kzr stops: one reaps then,
+		// one dies, one goes on leaking.
+		recovers := zoo.Start(t, "exec=%s leak=20 chld=count term=count serve", s.exe)
+		dies := zoo.Start(t, "exec=%s leak=20 chld=count term=ignore serve", s.exe)
+		stays := zoo.Start(t, "exec=%s leak=20 chld=count term=ignore serve", s.exe)
+		// And one that looked bad, but has not met the rule.
+		suspect := zoo.Start(t, "exec=%s chld=count term=count serve", s.exe)
+		for _, z := range []*zoo.Zoo{recovers, dies, stays} {
+			k.saw(z.PID, "signal SIGCHLD")
+		}
+		suspect.Do("leak=20")
+		pause()
+		suspect.Do("reap=all")
+		recovers.Do("reap=all")
+		dies.Signal(unix.SIGKILL)
+		dies.WaitDead(patience)
+		// Zombies that come and go while nobody looks, and some that stay.
+		passing := zoo.Start(t, "exec=%s chld=count term=count leak=40 serve", s.exe)
+		late := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		time.Sleep(hiatus)
+		passing.Do("reap=all")
+		passing.Do("leak=40") // old enough by none's count
+		terms := recovers.Count().TERM
+		k.send(unix.SIGCONT)
+		cont := time.Now()
+
+		stays.WaitDead(patience)
+		late.WaitDead(patience)
+		k.saw(late.PID, "terminated")
+		if e := k.all(about(late.PID, "signal SIGCHLD"))[0]; e.Time.Sub(cont) > 5*time.Second {
+			t.Errorf("the one that leaked meanwhile waited %v", e.Time.Sub(cont))
+		}
+		passing.Do("reap=all")
+		time.Sleep(2 * time.Second)
+		alive(t, recovers.Proc, suspect.Proc, passing.Proc)
+		if c := recovers.Count(); c.TERM != terms {
+			t.Errorf("SIGTERM to one that had recovered: %+v", c)
+		}
+		for name, z := range map[string]*zoo.Zoo{"suspect": suspect, "passing": passing} {
+			if c := z.Count(); c.TERM != 0 {
+				t.Errorf("SIGTERM to %s: %+v", name, c)
+			}
+		}
+		for _, e := range k.all(func(e event) bool { return isSignal(e) && e.PID == dies.PID && e.Time.After(cont) }) {
+			t.Errorf("signal to the dead: %s", e.line)
+		}
+		record(t, 6, fmt.Sprintf("stopped for %v in the middle of three ladders: who had reaped or died got no further signal, who had not was ended", hiatus))
+	})
+}
+
+// No descriptor is left to kzr: it cannot see, says so and does nothing. When
+// there are some again it goes on by itself.
+func TestFaultNoDescriptors(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode, "--scope=all", "--sweep-interval=1s")
+		var old unix.Rlimit
+		if err := unix.Prlimit(k.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: 1024}, &old); err != nil {
+			t.Fatal(err)
+		}
+		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		failed := func(e event) bool { return e.Level == "ERROR" && strings.Contains(e.Error, "too many open files") }
+		k.awaitN(3, "sweeps that fail", failed)
+		time.Sleep(2 * time.Second)
+		alive(t, z.Proc)
+		if signals := k.all(isSignal); len(signals) > 0 {
+			t.Errorf("signalled blindly: %s", signals[0].line)
+		}
+		errors := len(k.all(failed))
+		if errors > 60 {
+			t.Errorf("%d errors in the log", errors)
+		}
+		if err := unix.Prlimit(k.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 1024}, nil); err != nil {
+			t.Fatal(err)
+		}
+		z.WaitDead(patience)
+		k.saw(z.PID, "terminated")
+		record(t, 1, fmt.Sprintf("without descriptors: %d errors in the log, no signal; with descriptors again: acted on", errors))
+	})
+}
+
+// Clients that take every connection there is must not take the descriptors that
+// kzr sees with.
+func TestFaultDescriptorsTakenByClients(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.launch(command(t, "nofile=64", append(append([]string{"run"}, s.usual()...), mode, "--scope=all", "--sweep-interval=1s", s.socket())...))
+		var taken []net.Conn
+		t.Cleanup(func() {
+			for _, c := range taken {
+				c.Close()
+			}
+		})
+		for range 200 {
+			c, err := net.Dial("unix", filepath.Join(s.dir, "kzr.sock"))
+			if err != nil {
+				break // the backlog is full
+			}
+			taken = append(taken, c)
+		}
+		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		z.WaitDead(20 * time.Second)
+		k.saw(z.PID, "terminated")
+		record(t, len(taken), fmt.Sprintf("%d connections with 64 descriptors for kzr: the target was removed meanwhile", len(taken)))
+	})
+}
+
+// The disk that the log goes to is full: kzr works on, and when there is room
+// again the log says how much is missing.
+func TestFaultLogDiskFull(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	disk := filepath.Join(s.dir, "log")
+	if err := os.Mkdir(disk, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("kzr-log", disk, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	log, err := os.OpenFile(filepath.Join(disk, "kzr.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := command(t, "", append(append([]string{"run"}, s.usual()...), "--mode=ebpf", "--scope=all")...)
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Error("kzr ended with", err)
+		}
+	})
+	contents := func() string {
+		text, err := os.ReadFile(log.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	zoo.Within(t, patience, "kzr starts", func() bool { return strings.Contains(contents(), `"started"`) })
+	ballast := filepath.Join(disk, "ballast")
+	_ = os.WriteFile(ballast, bytes.Repeat([]byte{'x'}, 128<<10), 0o644) // until it is full
+	const targets = 12
+	for range targets {
+		zoo.Start(t, "exec=%s leak=20 serve", s.exe).WaitDead(patience)
+	}
+	// What fits into the last page may still be written.
+	full := contents()
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	zoo.Within(t, patience, "the log says what is missing", func() bool { return strings.Contains(contents(), "log lines were lost") })
+	last := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+	last.WaitDead(patience)
+	zoo.Within(t, patience, "the log goes on", func() bool {
+		return strings.Contains(contents(), fmt.Sprintf(`"event":"terminated","msg":"it ended after SIGTERM; its zombies are gone","pid":%d,`, last.PID))
+	})
+	record(t, targets, fmt.Sprintf("%d targets removed while the disk was full (%d bytes of log fitted); the log said what it lost once there was room", targets, len(full)))
+}

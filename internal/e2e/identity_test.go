@@ -1,0 +1,373 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"kzr/internal/zoo"
+)
+
+// Who is who, and what a process can make kzr believe or print.
+
+// systemDir is a directory below /opt, where only root can put a file.
+func systemDir(t *testing.T) string {
+	t.Helper()
+	if err := os.MkdirAll("/opt", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/opt", "kzr-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestScenario15Protected(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		dir := systemDir(t)
+		s := newSite(t, fmt.Sprintf("{name: all, match: {exe: %q}}", dir+"/*"))
+		s.mine = []string{dir + "/ordinary"}
+		k := s.start(mode, "--scope=all", "--protect="+dir+"/guard*")
+		cg := zoo.NewCgroup(t, "pids", "docker/"+containerID(t))
+		var spared []*zoo.Zoo
+		for _, c := range []struct{ name, first string }{
+			{"containerd-shim-e2e", ""},
+			{"kubelet", ""},
+			{"guardian", ""}, // by the configuration
+			{"containerd-shim-runc-v2", "cgroup=" + cg.Dir}, // a shim can live in its container's cgroup
+		} {
+			path := filepath.Join(dir, c.name)
+			zoo.Install(t, path)
+			z := zoo.Start(t, "%s exec=%s leak=12 chld=count term=count serve", c.first, path)
+			k.saw(z.PID, "spared protected")
+			spared = append(spared, z)
+		}
+		// The same leak by a program with no such name, to show that time enough
+		// went by.
+		path := filepath.Join(dir, "ordinary")
+		zoo.Install(t, path)
+		z := zoo.Start(t, "exec=%s leak=12 serve", path)
+		k.saw(z.PID, "terminated")
+
+		doc, _ := s.scan("", mode, "--scope=all", "--protect="+dir+"/guard*")
+		time.Sleep(time.Second)
+		for _, z := range spared {
+			k.wantStory(z.PID, "spared protected")
+			if c := z.Count(); c.CHLD != 0 || c.TERM != 0 {
+				t.Errorf("signals came: %+v", c)
+			}
+			if p, _ := doc.of(z.PID); p.Countable != 12 {
+				t.Errorf("scan: %+v", p)
+			}
+		}
+	})
+}
+
+// Inside a container a name is only a name.
+func TestScenario16NamedLikeTheHost(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		id := containerID(t)
+		cg := zoo.NewCgroup(t, "pids", "docker/"+id)
+		s := newSite(t, fmt.Sprintf("{name: mine, match: {cgroup: %q}}", "/docker/"+id))
+		s.mine = []string{"/opt/bin/"}
+		k := s.start(mode)
+		// A pid namespace of its own, or only a mount namespace: a container with
+		// hostPID.
+		for i, c := range []struct{ ns, name string }{
+			{"pidns,proc", "systemd"}, {"pidns,proc", "kubelet"}, {"pidns,proc", "sshd"}, {"mntns", "containerd-shim-runc-v2"},
+		} {
+			exe := "/opt/bin/" + c.name
+			who := fmt.Sprintf("victim%d", i)
+			z := zoo.Start(t, "cgroup=%s fork=%s { name=%s tmpfs=/opt mkdir=/opt/bin copyself=%s exec=%s,/lib/systemd/systemd comm=%s leak=12 serve } serve",
+				cg.Dir, c.ns, who, exe, exe, c.name)
+			victim := z.Named(who)
+			if e := k.saw(victim.PID, "terminated"); e.Exe != exe || e.Comm != c.name {
+				t.Errorf("who it was: %s", e.line)
+			}
+			victim.WaitDead(0)
+			alive(t, z.Proc)
+		}
+	})
+}
+
+// Rules go by what a process cannot choose.
+func TestScenario17NamedLikeATarget(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		victim := filepath.Join(s.dir, "victim")
+		zoo.Install(t, victim)
+		s.configure("", fmt.Sprintf("{name: mine, match: {exe: %q}}", victim))
+		s.mine = []string{victim}
+		k := s.start(mode)
+		decoy := zoo.Start(t, "in=pidns,proc exec=%s,%s,leak comm=victim leak=12 chld=count term=count serve", s.exe, victim)
+		z := zoo.Start(t, "in=pidns,proc exec=%s,%s comm=leaker leak=12 serve", victim, s.exe)
+		k.saw(decoy.PID, "spared rule")
+		k.saw(z.PID, "terminated")
+		k.wantStory(decoy.PID, "spared rule")
+		if c := decoy.Count(); c.CHLD != 0 || c.TERM != 0 {
+			t.Errorf("signals came: %+v", c)
+		}
+	})
+}
+
+// What a hostile process can put into its names. The kernel forbids a newline in
+// the name of a cgroup, and nothing else.
+const (
+	hostileName = "a\n\x1b[2J) Z 1 (\xff"
+	hostileArg  = "\x1b]0;owned\x07\r\n\xc3\x28\u202egnp.exe\t\"\\ {\"event\":\"signal\"}"
+)
+
+func TestScenario18HostileNames(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		id := containerID(t)
+		cg := zoo.NewCgroup(t, "pids", "docker/"+id+"/\x1b[31m) Z 1 (\xff")
+		s := newSite(t)
+		path := filepath.Join(s.dir, "ev\nil\x1b[31m) Z 1 (\xff")
+		zoo.Install(t, path)
+		victim := func() *zoo.Proc {
+			z := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=victim exec=%s,%s,%s,%s comm=%s leak=12 term=count serve } serve",
+				zoo.Quote(cg.Dir), zoo.Quote(path), zoo.Quote(hostileName), zoo.Quote(hostileArg), strings.Repeat("x", 6000), zoo.Quote(hostileName))
+			return z.Named("victim")
+		}
+
+		// Every other way to look first, while it stays.
+		v := victim()
+		look := s.start(mode, "--dry-run", s.socket(), "--metrics="+freeAddress(t))
+		look.saw(v.PID, "gave_up")
+		for _, e := range look.all(func(e event) bool { return e.PID == v.PID }) {
+			clean(t, "JSON log", e.line)
+			// Also once it is decoded.
+			clean(t, "JSON log's comm", e.Comm)
+			clean(t, "JSON log's exe", e.Exe)
+			if !strings.Contains(e.Comm, `\n\x1b[2J) Z 1 `) || !strings.HasSuffix(e.Exe, `ev\nil\x1b[31m) Z 1 (\xff`) || e.Container != id {
+				t.Errorf("who it is got lost: %s", e.line)
+			}
+		}
+		config := "--config=" + s.config
+		for _, args := range [][]string{
+			{"scan", config, mode, "--threshold=10"},
+			{"scan", config, mode, "--threshold=10", "--json"},
+			{"explain", config, mode, s.socket(), fmt.Sprint(v.PID)},
+			{"top", config, mode, s.socket(), "--once"},
+			{"top", config, mode, s.socket(), "--once", "--json"},
+		} {
+			r := run(t, "", args...)
+			if r.status != 0 || !strings.Contains(r.stdout, fmt.Sprint(v.PID)) {
+				t.Errorf("kzr %v: status %d: %s%s", args, r.status, r.stdout, r.stderr)
+			}
+			clean(t, fmt.Sprint(args), r.stdout)
+			clean(t, fmt.Sprint(args), r.stderr)
+		}
+		doc, _ := s.scan("", mode)
+		p, _ := doc.of(v.PID)
+		for _, text := range append([]string{p.Comm, p.Exe, p.Cgroup}, p.Cmdline...) {
+			clean(t, "scan --json", text)
+		}
+		if n := len(strings.Join(p.Cmdline, "")); n < 1000 || n > 5000 {
+			t.Errorf("%d bytes of command line", n)
+		}
+		for _, url := range []string{"/v1/parents", "/v1/status", fmt.Sprintf("/v1/parents/%d", v.PID), "/metrics"} {
+			clean(t, url, fetch(t, filepath.Join(s.dir, "kzr.sock"), url))
+		}
+		look.stop()
+
+		// The text log, of the whole ladder.
+		file, err := os.Create(filepath.Join(s.dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		cmd := command(t, "", append(append([]string{"run"}, s.usual()...), mode, "--log-format=text")...)
+		cmd.Stderr = file
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("kzr: %v", err)
+			}
+		})
+		text := func() string {
+			b, err := os.ReadFile(file.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		zoo.Within(t, patience, "the end of the victim in the log", func() bool {
+			return strings.Contains(text(), fmt.Sprintf(`event=terminated msg="it ended after SIGKILL; its zombies are gone" pid=%d `, v.PID))
+		})
+		for line := range strings.Lines(text()) {
+			clean(t, "text log", line)
+			if !strings.HasPrefix(line, "time=") {
+				t.Errorf("a line that kzr did not begin: %q", line)
+			}
+		}
+		v.WaitDead(0)
+	})
+}
+
+// clean wants text that a terminal shows as it is.
+func clean(t *testing.T, where, text string) {
+	t.Helper()
+	if !utf8.ValidString(text) {
+		t.Errorf("%s: not UTF-8: %q", where, text)
+	}
+	if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
+		t.Errorf("%s: raw %q in %q", where, text[i:min(i+4, len(text))], text)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func fetch(t *testing.T, socket, path string) string {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	r, err := http.NewRequest(http.MethodGet, "http://kzr"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close = true
+	if err := r.Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(conn); err != nil {
+		t.Fatal(err)
+	}
+	head, body, _ := strings.Cut(b.String(), "\r\n\r\n")
+	if !strings.HasPrefix(head, "HTTP/1.1 200 ") {
+		t.Fatalf("%s: %s", path, b.String())
+	}
+	return body
+}
+
+// Processes that hide who they are.
+func TestScenario19HardToIdentify(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		place := fmt.Sprintf("/opt/kzr-e2e-%d", os.Getpid()) // only in a mount namespace
+		s := newSite(t)
+		s.configure("", s.rule(), fmt.Sprintf("{name: elsewhere, match: {exe: %q}}", place+"/*"))
+		s.mine = append(s.mine, place+"/")
+		k := s.start(mode, "--grace=4s")
+		for _, c := range []struct {
+			name, script string
+			exe, rule    string
+			cmdline      []string
+		}{
+			{"no command line", fmt.Sprintf("exec=%s leak=12 nocmdline serve", s.exe), s.exe, "mine", []string{}},
+			{"deleted executable", fmt.Sprintf("copyself=%[1]s/gone exec=%[1]s/gone unlink=%[1]s/gone leak=12 serve", s.dir),
+				s.dir + "/gone", "mine", []string{s.dir + "/gone"}},
+			{"called deleted", fmt.Sprintf("copyself=%[1]s/x\\x20(deleted) exec=%[1]s/x\\x20(deleted) leak=12 serve", s.dir),
+				s.dir + "/x (deleted)", "mine", []string{s.dir + "/x (deleted)"}},
+			{"chroot", fmt.Sprintf("mkdir=%[1]s/root copyself=%[1]s/root/in chroot=%[1]s/root exec=/in leak=12 serve", s.dir),
+				s.dir + "/root/in", "mine", []string{"/in"}},
+			{"mount namespace", fmt.Sprintf("tmpfs=/opt mkdir=%[1]s copyself=%[1]s/in exec=%[1]s/in leak=12 serve", place),
+				place + "/in", "elsewhere", []string{place + "/in"}},
+		} {
+			z := zoo.Start(t, "%s", "in=pidns,proc "+strings.ReplaceAll(c.script, "%", "%%"))
+			doc, _ := s.scan("", mode)
+			p, _ := doc.of(z.PID)
+			if p.Exe != c.exe || p.Countable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {
+				t.Errorf("%s: scan: %+v", c.name, p)
+			}
+			if len(c.cmdline) == 0 {
+				r := run(t, "", "scan", "--config="+s.config, mode)
+				if !strings.Contains(r.stdout, "["+p.Comm+"]") {
+					t.Errorf("%s: no [%s] in\n%s", c.name, p.Comm, r.stdout)
+				}
+			}
+			if e := k.saw(z.PID, "terminated"); e.Exe != c.exe || e.Rule != c.rule {
+				t.Errorf("%s: %s", c.name, e.line)
+			}
+			z.WaitDead(0)
+		}
+	})
+}
+
+func TestScenario24NestedNamespaces(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		id := containerID(t)
+		cg := zoo.NewCgroup(t, "pids", "docker/"+id)
+		s := newSite(t)
+		k := s.start(mode)
+		z := zoo.Start(t, "cgroup=%s fork=pidns,proc,userns { name=outer exec=%s chld=count term=count "+
+			"fork=pidns,proc,userns=0 { name=inner leak=12 serve } serve } serve", cg.Dir, s.exe)
+		outer, inner := z.Named("outer"), z.Named("inner")
+		// The pids are those of the test's own namespace.
+		e := k.saw(inner.PID, "terminated")
+		if e.Container != id || e.UID != 100000 || e.Zombies != 12 {
+			t.Errorf("who it was: %s", e.line)
+		}
+		inner.WaitDead(0)
+		k.silentAbout(0, outer.PID, z.PID)
+		if c := outer.Count(); c.TERM != 0 {
+			t.Errorf("the outer one got signals: %+v", c)
+		}
+	})
+}
+
+func TestScenario35ExecByAThread(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		other := filepath.Join(s.dir, "other")
+		zoo.Install(t, other)
+		k := s.start(mode, "--grace=4s")
+		z := zoo.Start(t, "in=pidns,proc exec=%s threads=3 leak=12 serve", s.exe)
+		suspect := k.saw(z.PID, "suspect")
+		z.Do("threadexec=%s", other)
+		zoo.Within(t, patience, "the exec", func() bool {
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", z.PID))
+			return exe == other
+		})
+		first := k.saw(z.PID, "signal SIGCHLD")
+		if first.StartTime != suspect.StartTime || first.Exe != other || first.Zombies != 12 {
+			t.Errorf("%s\nwas before the exec\n%s", first.line, suspect.line)
+		}
+		// The zombies' ages did not begin anew.
+		if left := 4 - suspect.Oldest; first.Time.Sub(suspect.Time).Seconds() > left+1.5 {
+			t.Errorf("signalled %v after the suspicion, with %.1f s of the grace left then", first.Time.Sub(suspect.Time), left)
+		}
+		k.saw(z.PID, "terminated")
+		z.WaitDead(0)
+
+		// Children that did the same before they died count once each.
+		z = zoo.Start(t, "in=pidns,proc exec=%s serve", s.exe)
+		for range 11 {
+			z.Do("fork { threads=3 threadexec=%s exit }", other)
+		}
+		zoo.Within(t, patience, "eleven zombies", func() bool { return z.Zombies() == 11 })
+		s.wantCount(mode, z.PID, 11, 11)
+		k.saw(z.PID, "terminated")
+	})
+}
