@@ -95,8 +95,8 @@ type Daemon struct {
 	lateAt  time.Duration // when to sweep once more for the last hint
 	// Nothing is looked at before: the last sweep failed.
 	blindUntil time.Duration
-	limitAt time.Duration // when the pid limits are looked at again
-	beatAt  time.Duration
+	limitAt    time.Duration // when the pid limits are looked at again
+	beatAt     time.Duration
 }
 
 // watched is a parent with enough zombies for its rule, old enough or not.

@@ -241,10 +241,6 @@ func children(p *tracker.Parent) *task.Children {
 // relatives is how many live children are shown.
 const relatives = 20
 
-// maxAncestors ends the line of a process whose ancestors die and whose pids are
-// reused while it is followed.
-const maxAncestors = 64
-
 // Parent implements [report.View].
 func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	proc, err := d.opts.Proc.Inspect(pid)
@@ -284,17 +280,29 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		out.Children = append(out.Children, report.NewRelative(c.PID, c.Comm, c.State))
 	}
 	out.LiveChildren = total
-	for up := f.proc.PPID; up > 0 && len(out.Ancestors) < maxAncestors; {
-		p, err := d.opts.Proc.Inspect(up)
-		if p.PID == 0 || err != nil {
-			break // the rest of the line is hidden, or was just now cut
-		}
-		out.Ancestors = append(out.Ancestors, report.NewRelative(p.PID, p.Comm, p.State))
-		up = p.PPID
-	}
+	out.Ancestors = append(out.Ancestors, d.ancestors(f.proc.PPID)...)
 	d.eye.mu.Lock()
 	c := d.eye.config
 	d.eye.mu.Unlock()
 	advice.Complete(&out, advice.Settings{Nudge: c.Nudge, TermTimeout: c.TermTimeout, DryRun: c.DryRun, Observe: d.opts.Observe})
 	return out, nil
+}
+
+// maxAncestors ends the line of a process whose ancestors die and whose pids are
+// reused while it is followed.
+const maxAncestors = 64
+
+// ancestors are the process with this pid and those above it, up to pid 1 or to
+// where the line is hidden.
+func (d *Daemon) ancestors(pid int) []report.Relative {
+	var line []report.Relative
+	for pid > 0 && len(line) < maxAncestors {
+		p, err := d.opts.Proc.Inspect(pid)
+		if err != nil {
+			return line
+		}
+		line = append(line, report.NewRelative(p.PID, p.Comm, p.State))
+		pid = p.PPID
+	}
+	return line
 }
