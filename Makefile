@@ -8,6 +8,15 @@ NFPM_VERSION = v2.45.2
 # The installed Go must do: never download another one behind the user's back.
 export GOTOOLCHAIN = local
 
+# Of what is built: that of a tag v1.2.3, or of so many commits after it.
+VERSION ?= $(or $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/'),0.1.0)
+# What `make package` makes.
+ARCHS ?= amd64 arm64
+FORMATS ?= deb rpm
+# Where `make install` goes.
+DESTDIR ?=
+PREFIX ?= /usr/local
+
 BENCH ?= .
 ARGS ?=
 TESTFLAGS ?=
@@ -24,7 +33,7 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/kzr, static
-	CGO_ENABLED=0 go build -trimpath -o bin/kzr ./cmd/kzr
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/kzr ./cmd/kzr
 
 .PHONY: run
 run: build ## build kzr and run it on this node; flags in ARGS="--dry-run …"
@@ -88,14 +97,28 @@ bench: ## kzr's costs as ratios, side by side in one run; one of them: BENCH=Nam
 	$(call need,ps,procps)
 	CGO_ENABLED=0 go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 30m -p 1 ./...
 
-# What is built: a tag v1.2.3, or that many commits after it.
-VERSION ?= $(or $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/'),0.1.0)
-ARCHS ?= amd64 arm64
-FORMATS ?= deb rpm
+.PHONY: man
+man: ## dist/man, from the help and from deploy/kzr.yaml
+	@mkdir -p dist/man
+	CGO_ENABLED=0 go run -tags man -ldflags '-X main.version=$(VERSION)' ./cmd/kzr man deploy/kzr.yaml dist/man
+
+.PHONY: install uninstall
+install: build man ## into PREFIX=/usr/local, and the file system DESTDIR
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install.sh install
+
+uninstall: ## all that but the configuration
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install.sh uninstall
 
 .PHONY: package
-package: $(nfpm) ## dist/*.deb and *.rpm; one: ARCHS=arm64 FORMATS=deb VERSION=1.2.3
+package: $(nfpm) man ## dist/*.deb and *.rpm; one: ARCHS=arm64 FORMATS=deb VERSION=1.2.3
 	NFPM=$(nfpm) VERSION='$(VERSION)' deploy/package/build.sh '$(ARCHS)' '$(FORMATS)'
+
+.PHONY: package-check
+package-check: package ## that the packages hold what they should, and lintian
+	$(call need,lintian,lintian)
+	$(call need,rpm,rpm)
+	$(call need,systemd-analyze,systemd)
+	deploy/package/check.sh
 
 $(nfpm):
 	GOBIN=$(CURDIR)/.cache/bin CGO_ENABLED=0 go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)

@@ -183,20 +183,35 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 // runtimes asks each container runtime who it is. kzr works without them, so
 // nothing here is a failure.
 func (r *checklist) runtimes(ctx context.Context, c config.Config) {
-	if c.CRI != nil && len(c.CRI) == 0 {
-		r.note("container runtimes", "cri is empty: pods, containers and images have no names here, only ids")
-		return
-	}
 	found := container.NewResolver(container.Options{Sockets: c.CRI}).Found(ctx)
-	if len(found) == 0 {
+	switch {
+	case len(found) > 0:
+	case c.CRI != nil:
+		r.note("container runtimes", "cri is empty: pods, containers and images have no names here, only ids")
+	default:
 		r.note("container runtimes", "no socket at the usual places: names need cri, or a mount if kzr runs in a container")
 	}
+	named := false
 	for _, s := range found {
 		if s.Err != nil {
 			r.note("container runtime", "%s gives no names: %v", s.Socket, s.Err)
 			continue
 		}
+		named = true
 		r.pass("container runtime", "%s %s answers on %s", s.Runtime, s.Version, s.Socket)
+	}
+	if named {
+		return
+	}
+	for _, rule := range c.Rules {
+		m := rule.Match
+		switch {
+		case m.Namespace == "" && m.Pod == "" && m.Container == "" && m.Image == "":
+		case rule.Action == config.ActionObserve:
+			r.note("rule "+rule.Name, "asks for names, which nobody tells: it spares every container that it might be about")
+		default:
+			r.note("rule "+rule.Name, "asks for names, which nobody tells: it matches nothing by them")
+		}
 	}
 }
 

@@ -62,6 +62,9 @@ func badUsage(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{cmd.CommandPath(), fmt.Errorf(format, args...)}
 }
 
+// extra are commands of builds with a tag.
+var extra []func() *cobra.Command
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use: "kzr",
@@ -84,6 +87,9 @@ func newRoot() *cobra.Command {
 	}
 	cobra.EnableCommandSorting = false // as they are listed here
 	root.AddCommand(newRun(), newTop(), newScan(), newExplain(), newCheck(), newVersion(), newCompletion())
+	for _, command := range extra {
+		root.AddCommand(command())
+	}
 	root.SetHelpCommand(newHelp())
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd) })
 	root.SetFlagErrorFunc(flagError)

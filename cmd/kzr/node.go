@@ -66,21 +66,33 @@ func (n *node) close() {
 
 // policyHost is the host side as the policy needs it.
 func (n *node) policyHost() (policy.Host, error) {
-	h := policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS}
-	for pid := os.Getpid(); pid > 0; {
-		p, err := n.proc.Inspect(pid)
-		if errors.Is(err, procscan.ErrGone) {
-			// An ancestor that ends while we look leaves us to another one.
-			pid = os.Getppid()
-			continue
+	kin, err := n.kin()
+	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, Kin: kin}, err
+}
+
+// kin are kzr and its ancestors, as far up as they can be seen.
+func (n *node) kin() ([]task.ID, error) {
+	const tries = 3
+	for i := 1; ; i++ {
+		var kin []task.ID
+		pid := os.Getpid()
+		for pid > 0 {
+			p, err := n.proc.Inspect(pid)
+			if errors.Is(err, procscan.ErrGone) {
+				break
+			}
+			if err != nil {
+				return nil, fmt.Errorf("finding kzr's ancestors: %w", err)
+			}
+			kin = append(kin, p.ID)
+			pid = p.PPID
 		}
-		if err != nil {
-			return policy.Host{}, fmt.Errorf("finding kzr's ancestors: %w", err)
+		// An ancestor that ended while we looked leaves us to another one. One that
+		// is never there is hidden from kzr (hidepid), and so no target either.
+		if pid == 0 || i == tries {
+			return kin, nil
 		}
-		h.Kin = append(h.Kin, p.ID)
-		pid = p.PPID
 	}
-	return h, nil
 }
 
 // options are those of a daemon on this node.

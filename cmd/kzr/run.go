@@ -49,8 +49,9 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	// A log reader that is gone must not take kzr along.
-	signal.Ignore(unix.SIGPIPE)
+	// A log reader that is gone must not take kzr along. And where kzr is the
+	// first process of a container, the kernel reaps what falls to it.
+	signal.Ignore(unix.SIGPIPE, unix.SIGCHLD)
 	if err := reaper.Rehearse(); err != nil {
 		return err
 	}

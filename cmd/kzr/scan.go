@@ -70,10 +70,18 @@ func scan(ctx context.Context, c config.Config, asJSON bool, stdout, stderr io.W
 // askTime is how long a look that is made once waits for all runtimes together.
 const askTime = 3 * time.Second
 
-// askNames asks the runtimes for names and waits for the answers until ctx ends.
-func askNames(ctx context.Context, c config.Config) func(container.Ref) (task.Container, bool) {
+// askNames asks the runtimes for names and waits for the answers, askTime in all.
+// Only one may ask at a time.
+func askNames(ctx context.Context, c config.Config) nameFunc {
 	r := container.NewResolver(container.Options{Sockets: c.CRI})
-	return func(ref container.Ref) (task.Container, bool) { return r.Resolve(ctx, ref) }
+	left := askTime
+	return func(ref container.Ref) (task.Container, bool) {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, left)
+		defer cancel()
+		defer func() { left -= time.Since(began) }()
+		return r.Resolve(ctx, ref)
+	}
 }
 
 // document looks at the node once.
@@ -82,10 +90,8 @@ func (n *node) document(ctx context.Context, c config.Config) (report.Document, 
 	if err != nil {
 		return report.Document{}, err
 	}
-	asking, cancel := context.WithTimeout(ctx, askTime)
-	defer cancel()
 	o.Observe = true
-	o.Name = askNames(asking, c)
+	o.Name = askNames(ctx, c)
 	o.Report = func(report.Event) {}
 	o.Logger = slog.New(slog.DiscardHandler)
 	d, err := daemon.New(ctx, o)

@@ -68,13 +68,11 @@ func glimpse(ctx context.Context, c config.Config) (source top.Source, alone str
 	if client != nil {
 		return client, "", client.Close, nil
 	}
-	asking, cancel := context.WithTimeout(ctx, askTime)
-	w, err := newWatcher(ctx, c, func(*watcher) nameFunc { return askNames(asking, c) })
+	w, err := newWatcher(ctx, c, func(*watcher) nameFunc { return askNames(ctx, c) })
 	if err != nil {
-		cancel()
 		return nil, "", nil, err
 	}
-	return w, alone, func() { cancel(); w.close() }, nil
+	return w, alone, w.close, nil
 }
 
 // watch looks at the node from now on; the caller must close it.

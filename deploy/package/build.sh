@@ -1,5 +1,5 @@
 #!/bin/bash
-# Make the packages in dist/ from this tree.
+# Make the packages in dist/ from this tree: the same ones from the same commit.
 #
 #	NFPM=PATH VERSION=1.2.3 build.sh "ARCH..." "FORMAT..."
 #
@@ -7,21 +7,36 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-export VERSION ARCH STAGE MAINTAINER
+export VERSION ARCH STAGE MAINTAINER=${MAINTAINER:-The kzr authors <kzr@localhost>}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-MAINTAINER='kzr maintainers <maintainers@kzr.invalid>'
-
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p dist
+
+# One that runs on this machine, for the completions.
+build() { CGO_ENABLED=0 GOARCH=$1 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o "$scratch/kzr-$1" ./cmd/kzr; }
+native=$(go env GOHOSTARCH)
+build "$native"
+
+umask 022
 for ARCH in $1; do
-	STAGE=$scratch/$ARCH
-	CGO_ENABLED=0 GOARCH=$ARCH go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o "$scratch/kzr-$ARCH" ./cmd/kzr
-	install -D -m 755 "$scratch/kzr-$ARCH" "$STAGE/usr/bin/kzr"
-	install -D -m 644 deploy/systemd/kzr.service "$STAGE/usr/lib/systemd/system/kzr.service"
-	install -D -m 644 deploy/kzr.yaml "$STAGE.conf/kzr.yaml"
-	find "$scratch" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
+	[ "$ARCH" = "$native" ] || build "$ARCH"
 	for format in $2; do
+		STAGE=$scratch/$ARCH-$format
+		case $format in
+		deb) zsh=/usr/share/zsh/vendor-completions ;;
+		rpm) zsh=/usr/share/zsh/site-functions ;;
+		esac
+		KZR=$scratch/kzr-$native BINARY=$scratch/kzr-$ARCH DESTDIR=$STAGE PREFIX=/usr ZSHDIR=$zsh deploy/install.sh install
+		if [ "$format" = deb ]; then
+			install -D -m 644 deploy/package/lintian-overrides "$STAGE/usr/share/lintian/overrides/kzr"
+		else
+			install -D -m 644 -t "$STAGE/usr/share/licenses/kzr" LICENSE bpf/LICENSE.*
+		fi
+		# Apart, as it is a configuration file.
+		mkdir "$STAGE.conf"
+		mv "$STAGE/etc/kzr/kzr.yaml" "$STAGE.conf/"
+		rmdir -p --ignore-fail-on-non-empty "$STAGE/etc/kzr"
+		find "$STAGE" "$STAGE.conf" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 		"$NFPM" package --config deploy/nfpm.yaml --packager "$format" --target dist/
 	done
 done

@@ -28,7 +28,7 @@ verdict=passed
 while read -r test args; do
 	echo "==== $test"
 	# shellcheck disable=SC2086 # they are several
-	(cd /vm/tests && exec "./$test" -test.v -test.failfast=false -test.timeout=240s $args </dev/null) || verdict=FAILED
+	(cd /vm/tests && exec "./$test" -test.v -test.timeout=9m $args </dev/null) || verdict=FAILED
 done </vm/tests/list
 echo "verdict: $verdict"
 sleep 1 # for the serial port

@@ -68,7 +68,7 @@ boot() {
 	rm -f "$logs/$name.log" "$logs/$name.console"
 	cat "$cache/$suite/root.cpio" "$cache/${name##*-}.cpio" >"$cache/$name.initrd"
 	# cx16 and the clock: 6.12 crashes at random in QEMU 7.2 with either.
-	timeout -k 5 400 qemu-system-x86_64 -accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m 1500 \
+	timeout -k 5 600 qemu-system-x86_64 -accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m 1500 \
 		-nodefaults -no-user-config -display none -no-reboot \
 		-kernel "$cache/$suite/vmlinuz" -initrd "$cache/$name.initrd" \
 		-append "rdinit=$init console=ttyS0 panic=-1 quiet tsc=reliable systemd.unit=vmtest.service systemd.show_status=no" \

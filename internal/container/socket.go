@@ -221,7 +221,7 @@ func (s *socket) explain(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer within %v: %w", s.timeout, err)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("not allowed to connect: %w", err)
+		return fmt.Errorf("not allowed to connect; under systemd a drop-in lets kzr, see kzr(8): %w", err)
 	}
 	return err
 }

@@ -231,7 +231,7 @@ func (d *Daemon) hinted() {
 
 func (d *Daemon) rested() time.Duration {
 	l := d.eye.lastSweep()
-	return l.at + rest*l.took
+	return l.at + rest*l.cost
 }
 
 // work does what is due.
@@ -280,7 +280,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
-	d.sweepAt = last.at + d.sweepInterval(last.took)
+	d.sweepAt = last.at + d.sweepInterval(last.cost)
 	if d.lateAt > last.at {
 		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested()))
 	}
@@ -298,12 +298,12 @@ func (d *Daemon) sweep(ctx context.Context) {
 
 // sweepInterval is the configured one, unless nobody hints at the parents that
 // the rules are about: then two sweeps have to fit into the shortest grace.
-func (d *Daemon) sweepInterval(took time.Duration) time.Duration {
+func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 	every := d.config.SweepInterval
 	if d.opts.Hinted == 0 || d.least.Threshold < d.opts.Hinted {
 		every = min(every, max(d.least.Grace/2, time.Second))
 	}
-	return max(every, rest*took)
+	return max(every, rest*cost)
 }
 
 // consider draws the conclusion from a look at one parent.

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/policy"
@@ -48,10 +50,13 @@ type rules struct {
 
 // last is what the last snapshot of the whole node said.
 type last struct {
-	source  task.Source
-	at      time.Duration // when it ended
-	before  time.Duration // when the one before it ended
-	took    time.Duration
+	source task.Source
+	at     time.Duration // when it ended
+	before time.Duration // when the one before it ended
+	took   time.Duration
+	// cost is the CPU time of it, which on a node that is overloaded is far less
+	// than the time it took: there, of all places, kzr must not look less often.
+	cost    time.Duration
 	tasks   int
 	zombies int
 }
@@ -62,17 +67,28 @@ func (e *eye) set(r rules) {
 	e.rules = r
 }
 
+// cpuTime is what this process has used of all CPUs.
+func cpuTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts); err != nil {
+		panic("CLOCK_PROCESS_CPUTIME_ID is part of every Linux kernel: " + err.Error())
+	}
+	return time.Duration(ts.Nano())
+}
+
 // sweep looks at the whole node.
 func (e *eye) sweep(ctx context.Context) (last, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	began := cpuTime()
 	s, err := e.source.Snapshot(ctx)
 	if err != nil {
 		return last{}, err
 	}
 	e.tracker.Apply(s)
+	took := s.Ended - s.Began
 	e.last = last{
-		source: s.Source, at: s.Ended, before: e.last.at, took: s.Ended - s.Began,
+		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, cpuTime()-began),
 		tasks: s.Tasks, zombies: s.Zombies(),
 	}
 	e.swept(e.last)
@@ -138,11 +154,17 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 	if proc.ID != id {
 		return proc, procscan.ErrGone
 	}
+	e.place(&proc)
+	return proc, nil
+}
+
+// place says whose a process is, by its cgroup.
+func (e *eye) place(proc *task.Process) {
 	ref, ok := container.Parse(proc.Cgroup)
 	if !ok {
 		proc.Unit = container.Unit(proc.Cgroup)
 		proc.Workload = cmp.Or(proc.Unit, proc.Exe, proc.Cgroup)
-		return proc, nil
+		return
 	}
 	c, named := e.name(ref)
 	proc.Container, proc.Inner = &c, ref.Nested()
@@ -157,7 +179,6 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 		// another id each time.
 		proc.Workload = cmp.Or(c.PodUID, c.ID)
 	}
-	return proc, nil
 }
 
 // pressed says whether the node or the parent's own cgroup is about to run out

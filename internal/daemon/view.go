@@ -205,7 +205,7 @@ func (e *eye) glance(p *tracker.Parent, now time.Duration) (finding, error) {
 // refresh sweeps if the last snapshot is old and sweeping is cheap.
 func (e *eye) refresh(ctx context.Context) error {
 	l := e.lastSweep()
-	if l.at != 0 && task.Now()-l.at < max(fresh, rest*l.took) {
+	if l.at != 0 && task.Now()-l.at < max(fresh, rest*l.cost) {
 		return nil
 	}
 	_, err := e.sweep(ctx)

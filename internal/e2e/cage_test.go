@@ -24,6 +24,7 @@ import (
 //	nobody       uid and gid 65534, no capability
 //	nocap=N      capability N is taken away
 //	nobpf=ERRNO  bpf(2) fails with that number
+//	timens=SECONDS  a time namespace, its clocks so much ahead
 //	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
 //	nofile=N     no more than N descriptors
 func cage(steps []string) {
@@ -71,6 +72,12 @@ func cageStep(verb string, n int) error {
 		return deny(unix.SYS_BPF, unix.Errno(n))
 	case "nofile":
 		return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})
+	case "timens":
+		if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+			return err
+		}
+		// Entered at the exec.
+		return os.WriteFile("/proc/self/timens_offsets", fmt.Appendf(nil, "monotonic %[1]d 0\nboottime %[1]d 0\n", n), 0)
 	case "nopidfd":
 		return deny(unix.SYS_PIDFD_OPEN, unix.ENOSYS)
 	}

@@ -17,15 +17,14 @@ import (
 
 // hiatus is how long kzr is stopped: many times its waits, which is what a
 // minute is to the default ones.
-const hiatus = 6 * time.Second
+const hiatus = 10 * time.Second
 
 // kzr is stopped by SIGSTOP, as by an operator or a debugger, and goes on. What
 // it thought before counts for nothing then; what is true now does.
 func TestFaultStoppedDaemon(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--scope=all")
-		pause := func() { k.send(unix.SIGSTOP) }
+		k := s.start(mode, "--scope=all", "--nudge=8s")
 		t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
 
 		// Three who are in the middle of the ladder when kzr stops: one reaps then,
@@ -39,7 +38,7 @@ func TestFaultStoppedDaemon(t *testing.T) {
 			k.saw(z.PID, "signal SIGCHLD")
 		}
 		suspect.Do("leak=20")
-		pause()
+		k.send(unix.SIGSTOP)
 		suspect.Do("reap=all")
 		recovers.Do("reap=all")
 		dies.Signal(unix.SIGKILL)
@@ -53,6 +52,8 @@ func TestFaultStoppedDaemon(t *testing.T) {
 		terms := recovers.Count().TERM
 		k.send(unix.SIGCONT)
 		cont := time.Now()
+		time.Sleep(300 * time.Millisecond)
+		passing.Do("reap=all")
 
 		stays.WaitDead(patience)
 		late.WaitDead(patience)
@@ -60,7 +61,6 @@ func TestFaultStoppedDaemon(t *testing.T) {
 		if e := k.all(about(late.PID, "signal SIGCHLD"))[0]; e.Time.Sub(cont) > 5*time.Second {
 			t.Errorf("the one that leaked meanwhile waited %v", e.Time.Sub(cont))
 		}
-		passing.Do("reap=all")
 		time.Sleep(2 * time.Second)
 		alive(t, recovers.Proc, suspect.Proc, passing.Proc)
 		if c := recovers.Count(); c.TERM != terms {

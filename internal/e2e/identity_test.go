@@ -89,7 +89,7 @@ func TestScenario16NamedLikeTheHost(t *testing.T) {
 		// A pid namespace of its own, or only a mount namespace: a container with
 		// hostPID.
 		for i, c := range []struct{ ns, name string }{
-			{"pidns,proc", "systemd"}, {"pidns,proc", "kubelet"}, {"pidns,proc", "sshd"}, {"mntns", "containerd-shim-runc-v2"},
+			{"pidns,proc", "systemd"}, {"pidns,proc", "kubelet"}, {"pidns,proc", "sshd"}, {"mntns", "conmon"},
 		} {
 			exe := "/opt/bin/" + c.name
 			who := fmt.Sprintf("victim%d", i)
@@ -295,7 +295,7 @@ func TestScenario19HardToIdentify(t *testing.T) {
 			{"mount namespace", fmt.Sprintf("tmpfs=/opt mkdir=%[1]s copyself=%[1]s/in exec=%[1]s/in leak=12 serve", place),
 				place + "/in", "elsewhere", []string{place + "/in"}},
 		} {
-			z := zoo.Start(t, "%s", "in=pidns,proc "+strings.ReplaceAll(c.script, "%", "%%"))
+			z := zoo.Start(t, "in=pidns,proc %s", c.script)
 			doc, _ := s.scan("", mode)
 			p, _ := doc.of(z.PID)
 			if p.Exe != c.exe || p.Countable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {

@@ -99,7 +99,7 @@ func TestScenario11PidReuse(t *testing.T) {
 		// In a pid namespace with few numbers, so that the kernel itself comes
 		// round to the number at once.
 		s := newSite(t)
-		groups := workloads(t, 24)
+		groups := workloads(t, "proc", 24)
 		z := zoo.Start(t, "in=pidns,proc serve")
 		next := pidSource(churn)
 		if major, minor := kernel(t); major > 6 || major == 6 && minor >= 14 {
@@ -113,7 +113,7 @@ func TestScenario11PidReuse(t *testing.T) {
 	})
 	t.Run("ebpf", func(t *testing.T) {
 		s := newSite(t)
-		groups := workloads(t, 60)
+		groups := workloads(t, "ebpf", 60)
 		z := zoo.Start(t, "serve")
 		reusePids(t, s, z, s.start("--mode=ebpf", "--scope=all", "--threshold=4"), setTID, groups)
 	})
@@ -172,11 +172,11 @@ func (s *site) startInside(z *zoo.Zoo, flags ...string) *daemon {
 // workloads are cgroups to count by: targets of one workload are ended one after
 // the other. Their paths are longer than that of any other cgroup the test runs
 // in, and so the ones that kzr takes for the name.
-func workloads(t *testing.T, n int) []*zoo.Cgroup {
+func workloads(t *testing.T, name string, n int) []*zoo.Cgroup {
 	t.Helper()
 	groups := make([]*zoo.Cgroup, n)
 	for i := range groups {
-		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%d/%s", os.Getpid(), i, strings.Repeat("x", 200)))
+		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%s-%d/%s", os.Getpid(), name, i, strings.Repeat("x", 200)))
 	}
 	return groups
 }

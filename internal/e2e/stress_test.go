@@ -498,6 +498,7 @@ func TestScenario28KzrInFullCgroup(t *testing.T) {
 
 		fill(t, k, leaker.Proc)
 		cannotFork(t, cron)
+		refill(t, leaker.Proc)
 		cannotFork(t, before)
 		k.send(unix.SIGCONT)
 		freed := time.Now()

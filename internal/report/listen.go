@@ -225,11 +225,26 @@ func (c *client) Close() error {
 type limited struct {
 	net.Listener
 	limit int32
+	told  int32 // how many beyond the limit are told
 	open  atomic.Int32
 }
 
 // spare is how many connections beyond the limit are told.
 const spare = 32
+
+// newLimited lets in up to limit connections, and never so many that they take
+// more than a quarter of the descriptors that this process may have: it sees and
+// acts with the others.
+func newLimited(l net.Listener, limit int32) *limited {
+	out := &limited{Listener: l, limit: limit, told: spare}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/4 < uint64(out.limit+out.told) {
+		share := int32(files.Cur / 4)
+		out.told = share / 4
+		out.limit = share - out.told
+	}
+	return out
+}
 
 func (l *limited) Accept() (net.Conn, error) {
 	for {
@@ -244,7 +259,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		n := l.open.Add(1)
 		c.release = sync.OnceFunc(func() { l.open.Add(-1) })
 		switch {
-		case n > l.limit+spare:
+		case n > l.limit+l.told:
 			_ = c.Close()
 			continue
 		case n > l.limit && c.status == 0:

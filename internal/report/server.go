@@ -53,7 +53,7 @@ func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 			return
 		}
 		wg.Go(func() {
-			errs <- h.serve(ctx, &limited{Listener: l, limit: clients}, mux)
+			errs <- h.serve(ctx, newLimited(l, clients), mux)
 			stop() // one that breaks takes the other along
 		})
 	}

@@ -2,6 +2,8 @@ package top
 
 import (
 	"context"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +17,13 @@ import (
 type entry struct {
 	report.StreamEvent
 	n int
+}
+
+// text is what the filter looks at.
+func (e *entry) text() string {
+	return strings.Join([]string{
+		strconv.Itoa(e.PID), e.Comm, e.Exe, e.Namespace + "/" + e.Pod, e.Container, e.Event, e.Signal, spelled(e.Reason), e.Message,
+	}, "\n")
 }
 
 const (

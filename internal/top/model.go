@@ -230,7 +230,7 @@ func (m *model) show() {
 // is gone, it goes to whoever is in its place.
 func (m *model) arrange() {
 	sortRows(m.rows, m.sortBy, m.reverse)
-	words := strings.Fields(strings.ToLower(m.filter))
+	words := m.words()
 	m.visible = m.visible[:0]
 	for i := range m.rows {
 		if m.rows[i].matches(words) {
@@ -244,6 +244,9 @@ func (m *model) arrange() {
 	}
 	m.settle()
 }
+
+// words are those of the filter, in lower case.
+func (m *model) words() []string { return strings.Fields(strings.ToLower(m.filter)) }
 
 // settle keeps the cursor on a row and its row on the screen.
 func (m *model) settle() {
@@ -296,7 +299,7 @@ func (m *model) pressed(msg tea.KeyPressMsg) tea.Cmd {
 // typed edits the filter.
 func (m *model) typed(msg tea.KeyPressMsg) {
 	switch msg.String() {
-	case "enter", "down", "up":
+	case "enter", "ctrl+j", "down", "up":
 		m.typing = false
 	case "esc":
 		m.typing = false

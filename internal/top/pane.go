@@ -155,7 +155,7 @@ func (m *model) facts(d *report.Detail, w int) []string {
 	}
 	out = append(out, "", bold.Render("Tree"))
 	for _, n := range advice.Tree(d) {
-		text := strings.Repeat("  ", max(0, n.Depth-1))
+		text := strings.Repeat(" ", min(2*max(0, n.Depth-1), w/3)) // a deep tree must not leave the pane
 		if n.Depth > 0 {
 			text += m.tee
 		}

@@ -39,12 +39,17 @@ func newRows(doc *report.Document, h *history, dryRun bool) []row {
 
 // matches says whether a row holds every word of the filter, in any case.
 func (r *row) matches(words []string) bool {
+	return len(words) == 0 || holdsAll(strings.Join([]string{
+		strconv.Itoa(r.PID), r.who, r.command, r.Comm, r.Exe, r.Verdict, spelled(r.Reason), r.Cgroup,
+	}, "\n"), words)
+}
+
+// holdsAll looks for words in lower case, in a text of any.
+func holdsAll(text string, words []string) bool {
 	if len(words) == 0 {
 		return true
 	}
-	text := strings.ToLower(strings.Join([]string{
-		strconv.Itoa(r.PID), r.who, r.command, r.Comm, r.Exe, r.Verdict, spelled(r.Reason), r.Cgroup,
-	}, "\n"))
+	text = strings.ToLower(text)
 	for _, w := range words {
 		if !strings.Contains(text, w) {
 			return false

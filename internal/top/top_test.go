@@ -467,7 +467,12 @@ func TestStream(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	wants(t, m, "SIGTERM", "told to end", "61 zombies, oldest 1m01s", "child 77 stays", "out of scope: because", "12 lines")
-	press(m, "z")
+	press(m, "/")
+	write(m, "sigterm 4242")
+	if s := text(m); !strings.Contains(s, "told to end") || strings.Contains(s, "stay") {
+		t.Errorf("the filter is not about the stream:\n%s", s)
+	}
+	press(m, "esc", "z")
 	if strings.Contains(text(m), "stay") || !strings.Contains(text(m), "SIGTERM") {
 		t.Error("z does not hide the zombies alone")
 	}

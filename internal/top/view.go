@@ -503,8 +503,13 @@ func (m *model) stream(l layout) []string {
 	}
 	lines := []string{m.rule(title)}
 	var shown []string
+	words := m.words()
 	for i := len(m.events) - 1; i >= 0 && len(shown) < l.events; i-- {
-		if e := &m.events[i]; !m.noZombies || e.Event != report.EventZombie {
+		e := &m.events[i]
+		if m.noZombies && e.Event == report.EventZombie {
+			continue
+		}
+		if holdsAll(e.text(), words) {
 			shown = append(shown, m.event(e))
 		}
 	}
@@ -512,7 +517,11 @@ func (m *model) stream(l layout) []string {
 		lines = append(lines, shown[i])
 	}
 	if len(shown) == 0 && l.events > 0 {
-		lines = append(lines, dim.Render(m.cut(" Nothing has happened since this screen was opened.", m.w)))
+		text := " Nothing has happened since this screen was opened."
+		if len(m.events) > 0 {
+			text = " Nothing of what has happened is to be shown."
+		}
+		lines = append(lines, dim.Render(m.cut(text, m.w)))
 	}
 	return lines
 }
@@ -564,9 +573,6 @@ func (m *model) event(e *entry) string {
 		text = e.Message
 		if e.Reason != "" {
 			text = spelled(e.Reason) + ": " + text
-		}
-		if e.DryRun {
-			text = "dry run: " + text
 		}
 	}
 	front := m.left(at, 8) + " "

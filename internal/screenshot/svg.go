@@ -1,31 +1,12 @@
-// Command ansisvg draws a terminal screen, as `tmux capture-pane -e -p` gives it
-// on standard input, as an SVG picture on standard output. `make screenshot` uses
-// it; the picture needs no fonts of its own and looks the same wherever it is
-// shown.
 package main
 
 import (
-	"bufio"
-	"flag"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
-
-func main() {
-	title := flag.String("title", "", "title of the window")
-	flag.Parse()
-	lines, err := read(os.Stdin)
-	if err == nil {
-		err = draw(os.Stdout, *title, lines)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "ansisvg:", err)
-		os.Exit(1)
-	}
-}
 
 // pen is how a cell is drawn; colours are indices into palette, -1 the default.
 type pen struct {
@@ -40,37 +21,28 @@ type cell struct {
 	pen
 }
 
-// read takes the codes for colours off the text, and ignores others.
-func read(r io.Reader) ([][]cell, error) {
+// cells takes the codes for colours off a screen as tmux gives it.
+func cells(screen string) [][]cell {
 	var out [][]cell
 	p := start
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
+	for text := range strings.Lines(screen) {
 		var line []cell
-		for text := lines.Text(); text != ""; {
-			if code, rest, ok := strings.Cut(strings.TrimPrefix(text, "\x1b["), "m"); strings.HasPrefix(text, "\x1b[") && ok {
-				p.apply(code)
-				text = rest
-				continue
-			}
-			for i, c := range text {
-				if c == '\x1b' && i == 0 {
-					text = text[1:] // a code that is not about colours
-					break
-				}
-				if i > 0 {
-					text = text[i:]
-					break
-				}
-				line = append(line, cell{c, p})
-				if len(string(c)) == len(text) {
-					text = ""
+		text = strings.TrimSuffix(text, "\n")
+		for text != "" {
+			if after, ok := strings.CutPrefix(text, "\x1b["); ok {
+				if code, rest, ok := strings.Cut(after, "m"); ok {
+					p.apply(code)
+					text = rest
+					continue
 				}
 			}
+			r, n := utf8.DecodeRuneInString(text)
+			line = append(line, cell{r, p})
+			text = text[n:]
 		}
 		out = append(out, line)
 	}
-	return out, lines.Err()
+	return out
 }
 
 // apply takes the numbers of a Select Graphic Rendition (ECMA-48 8.3.117).
@@ -140,6 +112,8 @@ const (
 	baseline     = 13.2
 )
 
+// draw makes a picture that needs no fonts of its own and looks the same wherever
+// it is shown.
 func draw(w io.Writer, title string, lines [][]cell) error {
 	for len(lines) > 0 && len(lines[len(lines)-1]) == 0 {
 		lines = lines[:len(lines)-1]

@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"strings"
+	"testing"
+
+	"kzr/internal/container"
+	"kzr/internal/task"
+)
+
+// Whose a process is decides what its kills are counted by.
+func TestPlace(t *testing.T) {
+	const uid = "8f14e45f-ceea-467f-a0e6-0d1f1c2b3a4d"
+	id, inner := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	pod := "/kubepods/pod" + uid + "/"
+	named := func(ref container.Ref) (task.Container, bool) {
+		c := ref.Container()
+		if c.PodUID != "" {
+			c.Namespace, c.Pod, c.Name = "shop", "web-0", "app"
+		}
+		return c, ref.HasNames()
+	}
+	nameless := func(ref container.Ref) (task.Container, bool) { return ref.Container(), false }
+	user := "/user.slice/user-7.slice/user@7.service/user.slice/libpod-" + id + ".scope"
+
+	for _, tt := range []struct {
+		name, cgroup, exe string
+		ask               func(container.Ref) (task.Container, bool)
+		id                string // of the container, "" outside any
+		inner             string // "" where nothing is nested
+		workload          string
+		unknown           bool
+	}{
+		{"a pod's container", pod + id, "/app", named, id, "", "shop/web-0/app", false},
+		{"after a restart", pod + inner, "/app", named, inner, "", "shop/web-0/app", false},
+		{"while it has no name", pod + id, "/app", nameless, id, "", uid, true},
+		{"docker in a pod", pod + id + "/docker/" + inner, "/app", named, id, inner, "shop/web-0/app", false},
+		{"docker", "/docker/" + id, "/app", named, id, "", id, false},
+		{"docker without a name", "/docker/" + id, "/app", nameless, id, "", id, true},
+		{"rootless podman", user, "/app", nameless, id, "", user, false},
+		{"LXC", "/lxc.payload.web/system.slice/ssh.service", "/usr/sbin/sshd", nameless, "web", "", "web", false},
+		{"a unit", "/system.slice/ssh.service", "/usr/sbin/sshd", nameless, "", "", "ssh.service", false},
+		{"a monitor", "/machine.slice/libpod-conmon-" + id + ".scope", "/usr/bin/conmon", nameless, "", "", "libpod-conmon-" + id + ".scope", false},
+		{"no unit", "/", "/opt/x", nameless, "", "", "/opt/x", false},
+		{"nothing to go by", "/", "", nameless, "", "", "/", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := task.Process{Cgroup: tt.cgroup, Exe: tt.exe}
+			(&eye{name: tt.ask}).place(&p)
+			var id, inner string
+			if p.Container != nil {
+				id = p.Container.ID
+			}
+			if p.Inner != nil {
+				inner = p.Inner.ID
+			}
+			if id != tt.id || inner != tt.inner || p.Workload != tt.workload || p.NamesUnknown != tt.unknown {
+				t.Errorf("got container %q, inside it %q, workload %q, name unknown %v",
+					id, inner, p.Workload, p.NamesUnknown)
+			}
+		})
+	}
+}

@@ -1,0 +1,244 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
+)
+
+// The daemon's own life.
+
+// The wall clock belongs to the whole machine, so it is set only where that is
+// the test's own; suspend cannot be made. Elsewhere TestTimeNamespace shows that
+// ages do not come from a clock that can be offset.
+func TestScenario31ClockJumps(t *testing.T) {
+	if os.Getenv("KZR_OWN_MACHINE") != "1" {
+		t.Skip("it sets the machine's clock: KZR_OWN_MACHINE=1 allows it")
+	}
+	for _, mode := range []string{"--mode=ebpf", "--mode=proc"} {
+		for _, jump := range []time.Duration{time.Hour, -time.Hour} {
+			t.Run(fmt.Sprint(mode, jump), func(t *testing.T) {
+				s := newSite(t)
+				k := s.start(mode, "--grace=4s", "--nudge=2s", "--term-timeout=2s")
+				z := zoo.Start(t, "in=pidns,proc exec=%s leak=12 term=count serve", s.exe)
+				k.saw(z.PID, "suspect")
+				t.Cleanup(func() { setClock(t, -jump) })
+				setClock(t, jump)
+				asked := time.Now()
+				k.saw(z.PID, "signal SIGCHLD")
+				chld := time.Now()
+				setClock(t, jump) // and in the middle of the ladder
+				t.Cleanup(func() { setClock(t, -jump) })
+				k.saw(z.PID, "terminated")
+				// Monotonic times of the test, as the log's own have jumped.
+				if waited := chld.Sub(asked); waited > 10*time.Second {
+					t.Errorf("the grace took %v", waited)
+				}
+				if took := time.Since(chld); took < 4*time.Second || took > 20*time.Second {
+					t.Errorf("the ladder took %v", took)
+				}
+				if e := k.saw(z.PID, "signal SIGCHLD"); e.Oldest < 4 || e.Oldest > 20 {
+					t.Errorf("an age of %.1f s", e.Oldest)
+				}
+			})
+		}
+	}
+}
+
+func setClock(t *testing.T, by time.Duration) {
+	t.Helper()
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+		t.Fatal(err)
+	}
+	then := unix.NsecToTimeval(now.Nano() + by.Nanoseconds())
+	if err := unix.Settimeofday(&then); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// In a time namespace the monotonic and the boot-time clock differ from the
+// kernel's own; ages and identities must not.
+func TestTimeNamespace(t *testing.T) {
+	if major, minor := kernel(t); major < 6 || major == 6 && minor < 1 {
+		t.Skip("a process enters its time namespace by exec only since Linux 6.1")
+	}
+	for _, offset := range []int{86400, -600} {
+		t.Run(strconv.Itoa(offset), func(t *testing.T) {
+			inBothModes(t, func(t *testing.T, mode string) {
+				s := newSite(t)
+				k := s.startIn(fmt.Sprintf("timens=%d", offset), mode, "--grace=3s", "--nudge=1s")
+				born := time.Now()
+				z := zoo.Start(t, "in=pidns,proc exec=%s leak=12 serve", s.exe)
+				e := k.saw(z.PID, "signal SIGCHLD")
+				if waited := e.Time.Sub(born); waited < 3*time.Second || e.Oldest < 3 || e.Oldest > 3+patience.Seconds() {
+					t.Errorf("the first signal came %v after the first zombie: %s", waited, e.line)
+				}
+				k.saw(z.PID, "terminated")
+				z.WaitDead(0)
+			})
+		})
+	}
+}
+
+func TestScenario32Reload(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		s.configure("grace: 1h", s.rule())
+		flags := []string{mode}
+		k := s.launch(command(t, "", append([]string{
+			"run", "--config=" + s.config, "--socket=", "--log-format=json", "--pressure=0",
+			"--threshold=10", "--nudge=300ms", "--term-timeout=3s",
+		}, flags...)...))
+		reloads := func() []event { return k.all(func(e event) bool { return e.Event == "reloaded" }) }
+		reload := func() event {
+			n := len(reloads())
+			k.send(syscall.SIGHUP)
+			return k.awaitN(n+1, "a reload", func(e event) bool { return e.Event == "reloaded" })[n]
+		}
+		z := zoo.Start(t, "in=pidns,proc exec=%s leak=12 chld=count term=count serve", s.exe)
+
+		// Files that will not do: the old one stays, and the line says why.
+		for text, want := range map[string]string{
+			"grace: 1s\nthreshold: -5\n": "kzr.yaml:2: threshold: ",
+			"grace: [1s\n":               "kzr.yaml:",
+			"grace: 1s\nkillAll: true\n": "kzr.yaml:2: killAll: unknown key",
+		} {
+			if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if e := reload(); !strings.Contains(e.Error, want) || !strings.Contains(e.Msg, "old one stays") {
+				t.Errorf("%q: %s", text, e.line)
+			}
+		}
+		if err := os.Remove(s.config); err != nil {
+			t.Fatal(err)
+		}
+		if e := reload(); !strings.Contains(e.Error, "no such file") {
+			t.Errorf("no file: %s", e.line)
+		}
+		k.never(1500*time.Millisecond, "a signal", isSignal)
+
+		// A shorter grace holds for one that waits already.
+		s.configure("grace: 2s", s.rule())
+		if e := reload(); e.Error != "" {
+			t.Errorf("a good file: %s", e.line)
+		}
+		k.saw(z.PID, "signal SIGTERM")
+
+		// And a rule that spares it stops a ladder that is under way.
+		s.configure("grace: 2s", fmt.Sprintf("{name: keep, match: {exe: %q}, action: observe}", s.exe))
+		reload()
+		k.saw(z.PID, "spared rule")
+		time.Sleep(3500 * time.Millisecond)
+		alive(t, z.Proc)
+		if c := z.Count(); c.TERM != 1 || slices.Contains(k.story(z.PID), "signal SIGKILL") {
+			t.Errorf("the ladder went on: %+v, %v", c, k.story(z.PID))
+		}
+		// What it says is about the rule in force.
+		if e := k.saw(z.PID, "spared rule"); e.Rule != "keep" {
+			t.Errorf("the rule: %s", e.line)
+		}
+	})
+}
+
+// A pids cgroup around kzr lets it have the threads that it began with and not
+// one more, and counts each try. Then all kinds of things happen.
+func TestScenario37NoChildrenNoThreads(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		cg := zoo.NewCgroup(t, "pids", fmt.Sprintf("kzr-e2e-%d%s", os.Getpid(), strings.TrimPrefix(mode, "--mode=")))
+		k := s.start(mode, s.socket())
+		// Before the cgroup goes, kzr has to: cleanups run backwards.
+		t.Cleanup(k.stop)
+		if err := os.WriteFile(filepath.Join(cg.Dir, "cgroup.procs"), []byte(strconv.Itoa(k.pid)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		current := func() string { return readFile(t, filepath.Join(cg.Dir, "pids.current")) }
+		had := current()
+		n, err := strconv.Atoi(had)
+		if err != nil || n != k.threads {
+			t.Fatalf("kzr counts %s tasks, it began with %d", had, k.threads)
+		}
+		cg.SetPidsMax(n)
+
+		var victims []*zoo.Zoo
+		for range 8 {
+			v := zoo.NewCgroup(t, "pids", "docker/"+containerID(t))
+			victims = append(victims, zoo.Start(t, "cgroup=%s fork=pidns,proc { name=victim exec=%s leak=30 term=count serve } serve", v.Dir, s.exe))
+		}
+		storm := zoo.Start(t, "exec=%s burst=300,every=400,hold=200 serve", s.exe)
+		for range 20 {
+			var doc document
+			s.wantAnswer("/v1/parents", &doc)
+			k.send(syscall.SIGHUP)
+			time.Sleep(50 * time.Millisecond)
+		}
+		for _, z := range victims {
+			k.saw(z.Named("victim").PID, "terminated")
+		}
+		storm.Do("quiet")
+		if now := current(); now != had {
+			t.Errorf("kzr counts %s tasks, it began with %s", now, had)
+		}
+		if tries := readFile(t, filepath.Join(cg.Dir, "pids.events")); tries != "max 0" {
+			t.Errorf("kzr tried to make a task: %s", tries)
+		}
+		if kids := zoo.Children(k.pid); len(kids) > 0 {
+			t.Errorf("kzr has the children %v", kids)
+		}
+	})
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// The reader of the log dies; kzr does its work all the same.
+func TestDeadLogReader(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		cmd := command(t, "", append(append([]string{"run"}, s.usual()...), mode)...)
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = w
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err = cmd.Start()
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("kzr: %v", err)
+			}
+		})
+		if _, err := r.Read(make([]byte, 1)); err != nil { // it runs
+			t.Fatal(err)
+		}
+		r.Close()
+		z := zoo.Start(t, "in=pidns,proc exec=%s leak=12 serve", s.exe)
+		z.WaitDead(patience)
+		if st := z.Status(); st.Signal() != syscall.SIGKILL {
+			t.Errorf("it ended with %#x", uint32(st))
+		}
+	})
+}
