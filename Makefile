@@ -48,6 +48,7 @@ test: ## all tests, with the race detector, on this kernel
 	$(root)
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
+	$(call need,tmux,tmux)
 	@CGO_ENABLED=1 go test -race -exec true ./... >/dev/null 2>&1 || true
 	CGO_ENABLED=1 go test -race -count=1 -p 1 $(TESTFLAGS) ./...
 	@for p in containerd dockerd podman runc; do \
@@ -72,6 +73,13 @@ demo: build ## a leaker in a pid namespace, and kzr beside it: 15 seconds
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
 	@deploy/demo.sh
+
+.PHONY: screenshot
+screenshot: build ## docs/top.svg: kzr top over tenants that leak, drawn from a real terminal
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,tmux,tmux)
+	go run ./internal/screenshot -kzr bin/kzr -out docs
 
 # What the compiler was goes into bpf/CLANG: only the same one makes the same bytes.
 .PHONY: generate

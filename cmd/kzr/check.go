@@ -16,6 +16,7 @@ import (
 	"kzr/internal/container"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
+	"kzr/internal/reaper"
 )
 
 func newCheck() *cobra.Command {
@@ -137,24 +138,22 @@ func (r *checklist) signals() {
 	default:
 		r.pass("permission to signal", "CAP_KILL")
 	}
-	fd, err := unix.PidfdOpen(os.Getpid(), 0)
-	if err != nil {
-		r.fail("pidfd", "needs Linux 5.3, and a seccomp filter that lets pidfd_open(2) pass", err)
+	if err := reaper.Rehearse(); err != nil { // as kzr run does
+		r.fail("pidfd", "kzr run would not start", err)
 		return
 	}
-	unix.Close(fd)
 	r.pass("pidfd", "signals reach who they are meant for")
 }
 
 // mode checks what each mode needs and says what auto comes to.
 func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.Config) {
-	offset, err := proc.BoottimeOffset()
+	offsets, err := proc.Offsets()
 	if err != nil {
 		r.fail("time namespace", "run kzr in the host's time namespace", err)
 		return
 	}
 	var missing error
-	for _, f := range probe.Features(ctx, probe.Options{Level: c.Threshold, BoottimeOffset: offset}) {
+	for _, f := range probe.Features(ctx, probe.Options{Level: c.Threshold, Offsets: offsets}) {
 		switch {
 		case f.Err == nil:
 			r.pass("eBPF: "+f.Name, "works")

@@ -25,8 +25,8 @@ func newExplain() *cobra.Command {
 		Use:   "explain PID [flags]",
 		Short: "Tell the story of one process and its zombies",
 		Long: "Tell who a process is, what it leaks and why it does not reap, what the daemon\n" +
-			"would do about it under this configuration, and what its owner should do. Where a\n" +
-			"daemon runs, it is asked, and its configuration counts.",
+			"would do about it under this configuration, and what its owner should do. Where\n" +
+			"a daemon runs, it is asked, and its configuration counts.",
 		Args: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
 			case len(args) == 0:

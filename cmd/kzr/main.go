@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kzr/internal/config"
+	"kzr/internal/report"
 )
 
 // Exit statuses. They are part of the contract.
@@ -39,7 +40,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, "kzr: "+oneLine(err.Error()))
+	fmt.Fprintln(stderr, report.ErrorPrefix(stderr)+"kzr: "+oneLine(err.Error()))
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}

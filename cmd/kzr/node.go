@@ -49,11 +49,11 @@ func openNode(c config.Config) (*node, error) {
 }
 
 func openProbe(proc *procscan.Scanner, c config.Config) (*probe.Probe, error) {
-	offset, err := proc.BoottimeOffset()
+	offsets, err := proc.Offsets()
 	if err != nil {
 		return nil, err
 	}
-	return probe.Open(probe.Options{Level: c.Threshold, BoottimeOffset: offset})
+	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets})
 }
 
 // close lets go of everything. What cannot be let go of goes with the process.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -41,38 +43,68 @@ func (m *manager) beat(st report.Status) error {
 		m.ready = true
 		text = "READY=1\n" + text
 	}
-	_, err := sd.SdNotify(false, text)
-	return err
+	return notify(text)
 }
 
 // reloading and reloaded frame a reload, as Type=notify-reload has it.
 func (m *manager) reloading() error {
-	_, err := sd.SdNotify(false, sd.SdNotifyReloading+"\n"+sd.SdNotifyMonotonicUsec())
-	return err
+	return notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 }
 
 func (m *manager) reloaded() error {
-	_, err := sd.SdNotify(false, sd.SdNotifyReady)
-	return err
+	return notify(sd.SdNotifyReady)
 }
 
 func (m *manager) stopping() error {
-	_, err := sd.SdNotify(false, sd.SdNotifyStopping)
+	return notify(sd.SdNotifyStopping)
+}
+
+// notifyTimeout is how long the loop may wait for a manager that does not read.
+const notifyTimeout = 100 * time.Millisecond
+
+// notify is sd.SdNotify, which would wait for ever for a manager that hangs: on a
+// node in trouble that must not keep kzr from its work.
+func notify(state string) error {
+	addr := &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"}
+	if addr.Name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix(addr.Net, nil, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(state))
 	return err
 }
 
-// statusLine is what `systemctl status` shows.
+// statusLine is what `systemctl status` shows: how kzr sees, what it sees, what it
+// did, and what stands in its way.
 func statusLine(st report.Status) string {
 	how := "through eBPF"
 	if st.Source == task.SourceProc {
 		how = "through /proc"
-		if st.Mode == "auto" {
-			how += " (eBPF does not work here)"
+	}
+	if st.DryRun {
+		how += ", dry run"
+	}
+	line := fmt.Sprintf("watching %s: %s, %s, %s ended", how,
+		counted(st.Zombies, "zombie"), counted(st.Targets, "target"), counted(st.Kills, "parent"))
+	if n := len(st.Problems); n > 0 {
+		line += "; " + oneLine(st.Problems[0])
+		if n > 1 {
+			line += fmt.Sprintf(" (and %d more)", n-1)
 		}
 	}
-	dry := ""
-	if st.DryRun {
-		dry = ", dry run"
+	return line
+}
+
+func counted[N int | uint64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
 	}
-	return fmt.Sprintf("watching %s%s: %d zombies, %d targets, %d killed", how, dry, st.Zombies, st.Targets, st.Kills)
+	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -141,6 +141,9 @@ func listen(c config.Config) (api, metrics net.Listener, err error) {
 			if api != nil {
 				err = errors.Join(err, api.Close())
 			}
+			if errors.Is(err, unix.EAFNOSUPPORT) {
+				err = fmt.Errorf("%w: under systemd a drop-in opens the network, see kzr(8)", err)
+			}
 			return nil, nil, fmt.Errorf("listening for metrics: %w", err)
 		}
 	}

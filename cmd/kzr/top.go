@@ -30,8 +30,8 @@ func newTop() *cobra.Command {
 		Use:   "top [flags]",
 		Short: "Watch parents with zombies live",
 		Long: "Watch parents with zombies, and what the daemon does about them, live. Without a\n" +
-			"daemon it watches by itself, under this configuration; where one runs, that one's\n" +
-			"counts. It sends no signal.\n\n" +
+			"daemon it watches by itself, under this configuration; where one runs, that\n" +
+			"one's counts. It sends no signal.\n\n" +
 			"Press ? on the screen for its keys. Where the output is no terminal, it is the\n" +
 			"table of --once.",
 		Args: func(cmd *cobra.Command, args []string) error {

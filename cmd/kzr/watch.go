@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,10 +88,6 @@ func watch(ctx context.Context, c config.Config) (*watcher, error) {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	w.stop = stop
-	if p := w.node.probe; p != nil {
-		// Without hints there still are the sweeps.
-		w.work.Go(func() { _ = p.Hints(w.daemon.Hint) })
-	}
 	w.work.Go(func() { names.Run(ctx) })
 	w.work.Go(func() { w.daemon.Run(ctx) })
 	return w, nil
@@ -114,6 +111,14 @@ func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameF
 	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog), stop: func() {}}
 	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names(w)
 	o.Logger = slog.New(slog.DiscardHandler) // what fails is shown
+	if n.probe != nil {
+		// Whoever looks once a second needs no hints.
+		o.Hinted, o.SetLevel = 0, nil
+		if err := n.probe.SetLevel(math.MaxInt32); err != nil {
+			n.close()
+			return nil, err
+		}
+	}
 	if w.daemon, err = daemon.New(ctx, o); err != nil {
 		n.close()
 		return nil, err
@@ -123,9 +128,6 @@ func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameF
 
 func (w *watcher) close() {
 	w.stop()
-	if w.node.probe != nil {
-		w.node.probe.StopHints()
-	}
 	w.work.Wait()
 	w.node.close()
 }

@@ -14,6 +14,7 @@ dir=$cache/$suite
 
 # $(mirror PATH): the first of apt's Debian mirrors whose URL ends like that.
 mirror() {
+	# shellcheck disable=SC2016 # apt's own variable
 	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' |
 		sed 's,/*$,,' | grep -m1 "$1\$"
 }

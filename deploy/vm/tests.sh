@@ -22,7 +22,6 @@ echo 100000 >/proc/sys/kernel/threads-max
 exec >/dev/ttyS1 2>&1
 
 echo "Linux $(uname -r)"
-cd /tmp
 verdict=passed
 # One `TEST ARGUMENT...` a line.
 while read -r test args; do

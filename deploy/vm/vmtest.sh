@@ -37,12 +37,14 @@ kernel_tests() {
 # $(pack DIR): DIR as a cpio archive, on standard output.
 pack() { (cd "$1" && find . | cpio --quiet -o -H newc -R 0:0); }
 
+build_zoo() { cc -std=gnu17 -O2 -pthread -static -o "$1" internal/zoo/testdata/zoo.c; }
+
 build_tests() {
 	local dir=$1 package args
 	mkdir -p "$dir/vm/tests"
 	cp deploy/vm/tests.sh "$dir/vm/init"
 	CGO_ENABLED=0 go build -trimpath -o "$dir/vm/kzr" ./cmd/kzr
-	cc -std=gnu17 -O2 -pthread -static -o "$dir/vm/zoo" internal/zoo/testdata/zoo.c
+	build_zoo "$dir/vm/zoo"
 	while read -r package args; do
 		CGO_ENABLED=0 go test -c -o "$dir/vm/tests/$package" "./internal/$package"
 		echo "$package $args" >>"$dir/vm/tests/list"
@@ -57,7 +59,7 @@ build_systemd() {
 	make -s package VERSION=0.0.2 ARCHS=amd64 FORMATS=deb
 	cp dist/kzr_0.0.1*_amd64.deb "$dir/vm/old.deb"
 	cp dist/kzr_0.0.2*_amd64.deb "$dir/vm/new.deb"
-	cc -std=gnu17 -O2 -pthread -static -o "$dir/vm/zoo" internal/zoo/testdata/zoo.c
+	build_zoo "$dir/vm/zoo"
 	cp deploy/vm/guest.sh "$dir/vm/"
 	cp deploy/vm/vmtest.service "$dir/etc/systemd/system/"
 }
@@ -109,7 +111,10 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 for part in "${parts[@]}"; do
 	mkdir "$scratch/$part"
-	"build_$part" "$scratch/$part"
+	case $part in
+	tests) build_tests "$scratch/tests" ;;
+	systemd) build_systemd "$scratch/systemd" ;;
+	esac
 	pack "$scratch/$part" >"$cache/$part.cpio"
 done
 

@@ -47,7 +47,10 @@ func Who(d *report.Detail) string {
 	if namespaceInit(d) {
 		b.WriteString("pid 1 of ")
 	} else {
-		b.WriteString("a process in ")
+		b.WriteString("a process ")
+		if c := d.Container; c != nil || len(d.NSPID) > 1 || d.Unit != "" {
+			b.WriteString("in ")
+		}
 	}
 	c := d.Container
 	switch {
@@ -62,7 +65,7 @@ func Who(d *report.Detail) string {
 	case d.Unit != "":
 		fmt.Fprintf(&b, "the unit %s", d.Unit)
 	default:
-		b.WriteString("no container")
+		b.WriteString("outside any container")
 	}
 	if c != nil && c.Runtime != "" {
 		fmt.Fprintf(&b, " (%s)", c.Runtime)

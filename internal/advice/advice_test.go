@@ -68,6 +68,7 @@ func TestStory(t *testing.T) {
 		{"pod", who, leaker(), []string{"Process 4242 (node) is pid 1 of container app of pod shop/web-1 (containerd)", "uid 1000"}, nil},
 		{"pod without names", who, leaker(func(d *report.Detail) { d.Container.Pod, d.Container.Name = "", "" }), []string{"container abababababab", "uid u-1"}, nil},
 		{"unit", who, leaker(onHost), []string{"a process in the unit cron.service"}, []string{"container"}},
+		{"nothing in particular", who, leaker(onHost, func(d *report.Detail) { d.Unit = "" }), []string{"is a process outside any container"}, nil},
 		{"a zombie", who, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"zombie that its parent, process 900 (containerd-shim), has not reaped"}, nil},
 		{"a dead leader is no zombie", who, leaker(func(d *report.Detail) { d.State = "Z" }), []string{"pid 1 of container"}, []string{"zombie"}},
 
@@ -232,5 +233,26 @@ func TestWrite(t *testing.T) {
 	}
 	if strings.ContainsAny(b.String(), "\x1b\r") {
 		t.Errorf("raw: %q", b.String())
+	}
+}
+
+func TestWrap(t *testing.T) {
+	tests := []struct {
+		s     string
+		width int
+		want  []string
+	}{
+		{"", 10, []string{""}},
+		{"one two three", 7, []string{"one two", "three"}},
+		{"--long-option --other", 14, []string{"--long-option", "--other"}},
+		{"abcdefghij k", 4, []string{"abcd", "efgh", "ij k"}},
+		{"界界界", 4, []string{"界界", "界"}},
+		{"界", 1, []string{"界"}},
+		{"a\x1b[31mb", 40, []string{`a\x1b[31mb`}},
+	}
+	for _, tt := range tests {
+		if got := Wrap(tt.s, tt.width); !slices.Equal(got, tt.want) {
+			t.Errorf("%q in %d: %q, want %q", tt.s, tt.width, got, tt.want)
+		}
 	}
 }

@@ -190,14 +190,14 @@ func Write(w io.Writer, d *report.Detail, width int) error {
 		}
 		b.WriteString(s.Title + "\n")
 		for _, sentence := range s.Sentences {
-			for _, line := range wrap(sentence, width-2) {
+			for _, line := range Wrap(sentence, width-2) {
 				b.WriteString("  " + line + "\n")
 			}
 		}
 	}
 	b.WriteString("\nFacts\n")
 	for _, f := range Facts(d) {
-		for i, line := range wrap(f.Value, width-13) {
+		for i, line := range Wrap(f.Value, width-13) {
 			name := f.Name
 			if i > 0 {
 				name = ""
@@ -219,8 +219,26 @@ func Write(w io.Writer, d *report.Detail, width int) error {
 	return nil
 }
 
-// wrap breaks a text at blanks into lines of at most width columns, and a word
-// that is longer wherever it must.
-func wrap(s string, width int) []string {
-	return strings.Split(ansi.Wrap(report.Sanitize(s), width, ""), "\n")
+// Wrap breaks a text at blanks into lines of at most width columns, and a word
+// that is longer wherever it must. It sanitizes the text.
+func Wrap(s string, width int) []string {
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(report.Sanitize(s)) {
+		if line != "" && ansi.StringWidth(line)+1+ansi.StringWidth(word) <= width {
+			line += " " + word
+			continue
+		}
+		if line != "" {
+			lines = append(lines, line)
+		}
+		for line = word; ansi.StringWidth(line) > width; {
+			head := ansi.Truncate(line, width, "")
+			if head == "" { // not even one of its runes fits
+				break
+			}
+			lines, line = append(lines, head), line[len(head):]
+		}
+	}
+	return append(lines, line)
 }

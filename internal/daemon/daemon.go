@@ -136,13 +136,13 @@ func (d *Daemon) configure(c config.Config) error {
 	if err != nil {
 		return err
 	}
-	d.config = c
-	d.least = p.Least()
+	least := p.Least()
 	if d.opts.SetLevel != nil {
-		if err := d.opts.SetLevel(d.least.Threshold); err != nil {
+		if err := d.opts.SetLevel(least.Threshold); err != nil {
 			return err
 		}
 	}
+	d.config, d.least = c, least
 	d.eye.set(rules{config: c, policy: p})
 	d.reaper.Set(settings(c))
 	return nil
@@ -197,6 +197,11 @@ func (d *Daemon) Run(ctx context.Context) {
 			r.done <- err
 			if err == nil {
 				d.sweepAt = 0
+				d.mu.Lock()
+				for _, w := range d.watched {
+					w.until = 0 // what it was left alone for may hold no more
+				}
+				d.mu.Unlock()
 			}
 		}
 		d.work(ctx)
@@ -394,7 +399,7 @@ func (d *Daemon) settle(out reaper.Outcome) {
 	case out.Result == reaper.GaveUp:
 		w.pause = min(max(2*w.pause, gaveUpPause), maxPause)
 		w.until = now + w.pause
-	case out.Result == reaper.Rehearsed:
+	case out.Result == reaper.Rehearsed && d.config.DryRun: // else it was set otherwise meanwhile
 		w.until = now + maxPause
 	case !out.Until.IsZero():
 		w.until = now + time.Until(out.Until)
@@ -441,7 +446,7 @@ func (d *Daemon) next() time.Duration {
 		}
 	}
 	at = max(at, d.blindUntil)
-	if d.opts.BeatEvery > 0 {
+	if d.opts.BeatEvery > 0 && d.stats.sweeps.Load() > 0 { // as beat has it
 		at = min(at, d.beatAt)
 	}
 	// While nothing is wrong and hints come in, pid limits are not polled: a

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +66,10 @@ func TestScenario08HeldByTracer(t *testing.T) {
 		zoo.Within(t, patience, "12 held zombies", func() bool { return z.Zombies() == 12 })
 		s.wantCount(mode, z.PID, 12, 0)
 		k.silentAbout(2500*time.Millisecond, z.PID, z.Named("tracer").PID)
+		r := run(t, "", "explain", "--config="+s.config, mode, "--socket="+s.dir+"/none", strconv.Itoa(z.PID))
+		if !strings.Contains(r.stdout, fmt.Sprintf("12 children are held by a tracer (process %d)", z.Named("tracer").PID)) {
+			t.Errorf("the tracer is not named: status %d\n%s%s", r.status, r.stdout, r.stderr)
+		}
 
 		// The tracer goes, and the parent has them to reap.
 		z.Named("tracer").Do("exit")
@@ -84,6 +91,30 @@ func TestScenario20OtherExitSignals(t *testing.T) {
 				t.Errorf("%s: %d zombies", script, got)
 			}
 		}
+	})
+}
+
+// A parent whose first thread has ended is a parent like any other: nobody gets
+// away with that, and it is known for who it is.
+func TestDeadLeaderLeaks(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		id := containerID(t)
+		cg := zoo.NewCgroup(t, "pids", "docker/"+id)
+		s := newSite(t)
+		z := zoo.Start(t, "cgroup=%s fork { name=parent exec=%s deadleader leak=12 term=count serve } serve", cg.Dir, s.exe)
+		p := z.Named("parent")
+		if p.State() != 'Z' {
+			t.Fatalf("its leader is %c", p.State())
+		}
+		if doc := s.wantCount(mode, p.PID, 12, 12); doc.Exe != s.exe || doc.Container == nil || doc.State != "S" {
+			t.Errorf("scan: %+v", doc)
+		}
+		k := s.start(mode)
+		if e := k.saw(p.PID, "terminated"); e.Container != id || e.Exe != s.exe {
+			t.Errorf("who it was: %s", e.line)
+		}
+		k.wantStory(p.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
+		p.WaitDead(0)
 	})
 }
 

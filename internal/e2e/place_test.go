@@ -170,7 +170,7 @@ func TestUnprivileged(t *testing.T) {
 	s := newSite(t)
 	config := "--config=" + s.config
 	theirs := zoo.Start(t, "in=pidns,proc exec=%s leak=12 chld=count term=count serve", s.exe)
-	own := zoo.Start(t, "in=pidns,proc exec=%s uid=%d leak=12 serve", s.exe, nobody)
+	own := zoo.Start(t, "in=pidns,proc uid=%d exec=%s leak=12 serve", nobody, s.exe)
 
 	run(t, "nobody", "run", config, "--socket=", "--mode=ebpf").refused(t, 1, "mode ebpf cannot work here")
 

@@ -25,7 +25,7 @@ const (
 	soakNudge     = 400 * time.Millisecond
 	soakTerm      = 600 * time.Millisecond
 	soakSlack     = 20 * time.Second
-	soakWorkers   = 6
+	soakWorkers   = 12
 )
 
 // A conduct is what one process of the soak does, and what has to become of it.
@@ -55,6 +55,7 @@ var conducts = []conduct{
 	{name: "reaps most, leaks some", guilty: true, script: func(c *soakCase) string { return c.leak("") + " fresh=20,age=100" }},
 	{name: "leaks twice", guilty: true, script: says("leak=6 sleep=700 leak=6")},
 	{name: "inherits zombies", guilty: true, script: func(c *soakCase) string { return "subreaper fork { " + c.leak("") + " exit }" }},
+	{name: "its leader is dead, other threads live", guilty: true, script: func(c *soakCase) string { return c.leak("") + " deadleader" }},
 	{name: "executes with zombies, from a thread", guilty: true, script: func(c *soakCase) string { return c.leak("") + " threadexec=" + c.exe() }},
 
 	{name: "few zombies", script: func(c *soakCase) string { return fmt.Sprintf("leak=%d", c.dice.IntN(soakThreshold)) }},
@@ -198,8 +199,8 @@ func (c *soakCase) run() {
 				kind = ""
 			}
 		}
-		more := c.one("", "threads=2 ", "exec="+c.exe()+" ", "subreaper ")
-		inner = fmt.Sprintf("fork%s { name=outer%d %schld=reap term=count %s serve }", kind, i, more, inner)
+		before, after := c.one("", "exec="+c.exe()+" ", "subreaper "), c.one("", " threads=2")
+		inner = fmt.Sprintf("fork%s { name=outer%d %schld=reap term=count %s%s serve }", kind, i, before, inner, after)
 	}
 	first := ""
 	if namespaces && c.dice.IntN(2) == 0 {
@@ -377,7 +378,7 @@ func soakFor(t *testing.T, mode string, duration time.Duration, seed uint64, onl
 		}
 	}
 	cases := int(run.kills.Load() + run.asked.Load() + run.spared.Load())
-	t.Logf("before: %v; after: %v; peak %d kinds of conduct", before, after, len(run.seen))
+	t.Logf("before: %v; after: %v; %d kinds of conduct", before, after, len(run.seen))
 	record(t, cases, fmt.Sprintf("%d trees in %v: %d guilty ended, the latest %v after the earliest possible moment; %d asked to reap and alive, %d left alone, no bystander touched; %+.1f MiB, %+d threads, %+d descriptors",
 		cases, duration, run.kills.Load(), max(run.worst, 0).Round(10*time.Millisecond), run.asked.Load(), run.spared.Load(),
 		float64(grown)/(1<<20), after.threads-before.threads, after.files-before.files))

@@ -44,9 +44,9 @@ type Options struct {
 	// Level is the number of zombies from which on a parent is hinted at, at
 	// least [MinLevel].
 	Level int
-	// BoottimeOffset is what the time namespace adds to the clock that start
-	// times are read from: /proc adds it, the kernel side does not.
-	BoottimeOffset time.Duration
+	// Offsets are what the time namespace adds to the clocks: /proc and
+	// [task.Now] have it added, the kernel side has not.
+	Offsets task.Offsets
 }
 
 // Counters are running totals of the kernel side.
@@ -72,14 +72,18 @@ func (o *objects) close() error {
 
 // Probe is loaded and attached. Its methods may be called from any goroutine.
 type Probe struct {
-	objs   objects
-	exit   link.Link
-	iter   *link.Iter
-	ring   *ringbuf.Reader
-	offset time.Duration
+	objs    objects
+	exit    link.Link
+	iter    *link.Iter
+	ring    *ringbuf.Reader
+	offsets task.Offsets
 
-	mu  sync.Mutex // one snapshot at a time: they share only_parent and buf
+	mu  sync.Mutex // one snapshot at a time: they share only_parent and what follows
 	buf []byte
+	// many says how many zombies parents with a lot of them had in the last
+	// snapshot. Room for as many is made at once, as a list that grows to half a
+	// million in steps takes three times its memory.
+	many map[task.ID]int
 }
 
 // Open loads the kernel side and attaches it. It fails with [ErrNamespace], or
@@ -104,7 +108,7 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	// needed, creating the map says so.
 	memlock := rlimit.RemoveMemlock()
 
-	p := &Probe{offset: opts.BoottimeOffset, buf: make([]byte, 64<<10)}
+	p := &Probe{offsets: opts.Offsets, buf: make([]byte, 64<<10), many: map[task.ID]int{}}
 	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
@@ -263,12 +267,16 @@ func (p *Probe) snapshot(ctx context.Context, only int) (*task.Snapshot, error) 
 			rec := decode(b)
 			if rec.Kind == kindEnd {
 				s.Ended, s.Tasks = task.Now(), int(rec.Exited)
+				p.remember(s, only != 0)
 				return s, nil
 			}
 			parent := task.ID{PID: int(rec.Parent), Start: p.ticks(rec.ParentStart)}
 			if cur == nil || cur.Parent != parent {
 				if cur = s.Parents[parent]; cur == nil {
 					cur = &task.Children{Parent: parent}
+					if n := p.many[parent]; n > 0 {
+						cur.Reapable = make([]task.Zombie, 0, n+n/8)
+					}
 					s.Parents[parent] = cur
 				}
 			}
@@ -280,6 +288,19 @@ func (p *Probe) snapshot(ctx context.Context, only int) (*task.Snapshot, error) 
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the task iterator: %w", err)
+		}
+	}
+}
+
+// remember notes how much room the next snapshot will need.
+func (p *Probe) remember(s *task.Snapshot, one bool) {
+	const lot = 4096
+	if !one {
+		clear(p.many)
+	}
+	for id, c := range s.Parents {
+		if n := len(c.Reapable); n >= lot {
+			p.many[id] = n
 		}
 	}
 }
@@ -313,17 +334,17 @@ func (p *Probe) add(c *task.Children, rec kzrRecord) {
 	case kindLeader:
 		c.Leaders++
 	default:
-		c.Reapable = append(c.Reapable, task.Zombie{
-			PID:   int32(rec.Pid),
-			Start: p.ticks(rec.Start),
-			Since: time.Duration(rec.Exited),
-		})
+		z := task.Zombie{PID: int32(rec.Pid), Start: p.ticks(rec.Start)}
+		if rec.Exited != 0 {
+			z.Since = time.Duration(rec.Exited) + p.offsets.Monotonic
+		}
+		c.Reapable = append(c.Reapable, z)
 	}
 }
 
 // ticks turns the kernel's nanoseconds into what /proc shows for them.
 func (p *Probe) ticks(ns uint64) uint64 {
-	return (ns + uint64(p.offset)) / uint64(time.Second/task.TicksPerSecond)
+	return (ns + uint64(p.offsets.Boottime)) / uint64(time.Second/task.TicksPerSecond)
 }
 
 func pidNamespace() (uint64, error) {

@@ -22,7 +22,8 @@ const cmdlineMax = 4096
 // error too.
 //
 // State, Threads, Exiting and Comm are the last things read, so they are the
-// freshest.
+// freshest. Where the thread group's leader is dead and other threads live on,
+// what it shows is that of one of those, State and Exiting too.
 func (s *Scanner) Inspect(pid int) (task.Process, error) {
 	var p task.Process
 	err := s.frugally(func() (err error) {
@@ -54,7 +55,16 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 	if err != nil {
 		return task.Process{}, err
 	}
-	l := look{dir: dir}
+	// Of a leader that is dead little is left to see, though its process lives:
+	// what it ran, where, and how it is are any other thread's to show.
+	body := dir
+	if first.state == 'Z' && first.threads > 1 {
+		if body, err = liveThread(dir); err != nil {
+			return task.Process{}, err
+		}
+		defer func() { _ = unix.Close(body) }() // O_PATH: nothing is lost
+	}
+	l := look{dir: body}
 	p := task.Process{ID: task.ID{PID: pid, Start: first.start}}
 
 	b, err := readAll(dir, "status", statusMax)
@@ -66,6 +76,13 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 		return task.Process{}, fmt.Errorf("it is a thread of process %d: %w", st.tgid, ErrGone)
 	}
 	p.UID, p.NSPID = st.uid, st.nspid
+	if body != dir {
+		b, err := readAll(body, "status", statusMax)
+		if err := l.check("status", err); err != nil {
+			return task.Process{}, err
+		}
+		st = parseStatus(b)
+	}
 	p.SigCaught, p.SigIgnored, p.SigBlocked = st.sigCaught, st.sigIgnored, st.sigBlocked
 	if p.Tracer = st.tracer; st.tracer != 0 {
 		// The kernel names the tracing thread; its process is what people know.
@@ -87,11 +104,51 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 	if last.start != first.start {
 		return task.Process{}, ErrGone
 	}
-	p.PPID, p.Comm, p.State, p.Threads = int(last.ppid), string(last.comm), last.state, int(last.threads)
-	p.Waited = last.waited
-	p.Kernel, p.Exiting = last.flags&pfKthread != 0, last.flags&pfExiting != 0
+	p.PPID, p.Comm, p.Threads = int(last.ppid), string(last.comm), int(last.threads)
+	p.Waited, p.Kernel = last.waited, last.flags&pfKthread != 0
+	if body != dir {
+		if last, err = statOf(body); err != nil {
+			return task.Process{}, err
+		}
+	}
+	p.State, p.Exiting = last.state, last.flags&pfExiting != 0
 	p.Unseen = l.unseen
 	return p, nil
+}
+
+// liveThread opens the directory of a thread that lives, of the process that dir
+// is about. If there is none left, the process is as good as gone.
+func liveThread(dir int) (int, error) {
+	list, err := openat(dir, "task", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(list) }() // opened for reading: nothing is lost
+	// Only the leader stays in the list when it is dead, so the first block of it
+	// will do.
+	buf := make([]byte, dentsSize)
+	n, err := unix.ReadDirent(list, buf)
+	if err != nil {
+		return -1, err
+	}
+	for names := buf[:n]; len(names) > 0; {
+		var tid uint32
+		if tid, names = nextPID(names); tid == 0 {
+			continue
+		}
+		fd, err := openat(list, strconv.Itoa(int(tid)), unix.O_PATH|unix.O_DIRECTORY)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return -1, err
+		}
+		if st, err := statOf(fd); err == nil && st.state != 'Z' && st.state != 'X' {
+			return fd, nil
+		}
+		_ = unix.Close(fd) // O_PATH: nothing is lost
+	}
+	return -1, unix.ESRCH
 }
 
 func statOf(dir int) (stat, error) {

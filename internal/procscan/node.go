@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
 )
 
 // Node is how full the machine's process table is.
@@ -36,45 +38,55 @@ func (s *Scanner) Node() (Node, error) {
 	return Node{Tasks: tasks, Limit: min(pidMax, threads)}, nil
 }
 
-// BoottimeOffset returns what kzr's time namespace adds to the boot-time clock:
-// start times in /proc have it added, those that the kernel keeps have not. It
-// is 0 in the initial time namespace and on kernels that have no others.
-func (s *Scanner) BoottimeOffset() (time.Duration, error) {
-	var offset time.Duration
+// Offsets returns what kzr's time namespace adds to the kernel's clocks: what
+// /proc and the system calls say has it added, what the kernel side keeps has
+// not. It is zero in the initial time namespace and on kernels that have no
+// others.
+func (s *Scanner) Offsets() (task.Offsets, error) {
+	var o task.Offsets
 	err := s.frugally(func() (err error) {
-		offset, err = s.boottimeOffset()
+		o, err = s.offsets()
 		return err
 	})
-	return offset, err
+	return o, err
 }
 
-func (s *Scanner) boottimeOffset() (time.Duration, error) {
+func (s *Scanner) offsets() (task.Offsets, error) {
 	b, err := readAll(s.root, "self/timens_offsets", 4096)
 	if errors.Is(err, unix.ENOENT) {
-		return 0, nil
+		return task.Offsets{}, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("reading the offsets of the time namespace: %w", err)
+		return task.Offsets{}, fmt.Errorf("reading the offsets of the time namespace: %w", err)
 	}
 	// The file speaks of the namespace that children will be born into.
 	self, err := readlinkat(s.root, "self/ns/time")
 	if err != nil {
-		return 0, fmt.Errorf("reading the time namespace: %w", err)
+		return task.Offsets{}, fmt.Errorf("reading the time namespace: %w", err)
 	}
 	next, err := readlinkat(s.root, "self/ns/time_for_children")
 	if err != nil {
-		return 0, fmt.Errorf("reading the time namespace: %w", err)
+		return task.Offsets{}, fmt.Errorf("reading the time namespace: %w", err)
 	}
 	if self != next {
-		return 0, errors.New("kzr is about to change its time namespace: its offset cannot be read")
+		return task.Offsets{}, errors.New("kzr is about to change its time namespace: its offsets cannot be read")
 	}
-	return parseBoottime(b)
+	return parseOffsets(b)
 }
 
-func parseBoottime(b []byte) (time.Duration, error) {
+func parseOffsets(b []byte) (o task.Offsets, err error) {
+	for name, offset := range map[string]*time.Duration{"monotonic": &o.Monotonic, "boottime": &o.Boottime} {
+		if *offset, err = parseOffset(b, name); err != nil {
+			return task.Offsets{}, err
+		}
+	}
+	return o, nil
+}
+
+func parseOffset(b []byte, clock string) (time.Duration, error) {
 	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
 		f := strings.Fields(sc.Text())
-		if len(f) != 3 || f[0] != "boottime" {
+		if len(f) != 3 || f[0] != clock {
 			continue
 		}
 		sec, err := strconv.ParseInt(f[1], 10, 64)
@@ -87,5 +99,5 @@ func parseBoottime(b []byte) (time.Duration, error) {
 		}
 		return time.Duration(sec)*time.Second + time.Duration(nsec), nil
 	}
-	return 0, fmt.Errorf("no boottime in the offsets of the time namespace %q", b)
+	return 0, fmt.Errorf("no %s in the offsets of the time namespace %q", clock, b)
 }

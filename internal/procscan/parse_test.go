@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kzr/internal/task"
 )
 
 // tail is a stat line from its fourth field to its last, with four of them to
@@ -197,18 +199,21 @@ func TestParseLoadavg(t *testing.T) {
 	}
 }
 
-func TestParseBoottime(t *testing.T) {
-	for in, want := range map[string]time.Duration{
-		"monotonic           0         0\nboottime            0         0\n": 0,
-		"monotonic    5 0\nboottime  -86400  250000000\n":                    -86400*time.Second + 250*time.Millisecond,
-		"boottime 7 0\n": 7 * time.Second,
+func TestParseOffsets(t *testing.T) {
+	for in, want := range map[string]task.Offsets{
+		"monotonic           0         0\nboottime            0         0\n": {},
+		"monotonic    5 0\nboottime  -86400  250000000\n": {
+			Monotonic: 5 * time.Second, Boottime: -86400*time.Second + 250*time.Millisecond,
+		},
 	} {
-		if got, err := parseBoottime([]byte(in)); got != want || err != nil {
+		if got, err := parseOffsets([]byte(in)); got != want || err != nil {
 			t.Errorf("%q gives %v, %v", in, got, err)
 		}
 	}
-	for _, bad := range []string{"", "monotonic 0 0\n", "boottime x 0\n", "boottime 1\n"} {
-		if got, err := parseBoottime([]byte(bad)); err == nil {
+	for _, bad := range []string{
+		"", "monotonic 0 0\n", "boottime 0 0\n", "monotonic 0 0\nboottime x 0\n", "monotonic 0 0\nboottime 1\n",
+	} {
+		if got, err := parseOffsets([]byte(bad)); err == nil {
 			t.Errorf("%q gives %v", bad, got)
 		}
 	}

@@ -27,8 +27,8 @@ var ErrGone = errors.New("process is gone")
 var ErrForeign = errors.New("shows the processes of another pid namespace")
 
 // reserved is how many descriptors a Scanner holds back for the moment when no
-// others are left: four for a look at a process, or one for each worker of a walk.
-const reserved = 4
+// others are left: five for a look at a process, or one for each worker of a walk.
+const reserved = 5
 
 // Scanner reads one mounted proc file system. Its methods may be called
 // concurrently; whole walks take turns.

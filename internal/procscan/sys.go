@@ -102,6 +102,9 @@ func namespace(dir int, name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if link == "" {
+		return 0, unix.EACCES // how Linux 5.10 says it
+	}
 	_, num, _ := strings.Cut(link, ":[")
 	inode, err := strconv.ParseUint(strings.TrimSuffix(num, "]"), 10, 64)
 	if err != nil {

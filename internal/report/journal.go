@@ -31,6 +31,15 @@ func Journal(w io.Writer) io.Writer {
 	return j
 }
 
+// ErrorPrefix is what to put before a line to w that says why a program ends: in
+// the journal it makes that line an error.
+func ErrorPrefix(w io.Writer) string {
+	if f, ok := w.(*os.File); ok && toJournal(f, os.Getenv("JOURNAL_STREAM")) {
+		return "<3>"
+	}
+	return ""
+}
+
 // toJournal says whether f is what systemd connected to the journal: stream is
 // that one's device and inode, and stays set in the environment when a shell
 // sends the output elsewhere.

@@ -170,7 +170,14 @@ func TestJournalOnlyWhereSystemdConnectedIt(t *testing.T) {
 			t.Errorf("%q passes for %s", other, stream)
 		}
 	}
+	t.Setenv("JOURNAL_STREAM", stream)
+	if got := ErrorPrefix(f); got != "<3>" {
+		t.Errorf("an error to the journal begins with %q", got)
+	}
 	t.Setenv("JOURNAL_STREAM", "0:0")
+	if got := ErrorPrefix(f); got != "" {
+		t.Errorf("an error elsewhere begins with %q", got)
+	}
 	for _, w := range []io.Writer{f, new(bytes.Buffer)} {
 		if got := Journal(w); got != w {
 			t.Errorf("%T became %T", w, got)

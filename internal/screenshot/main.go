@@ -87,7 +87,7 @@ func run(kzr, out string) (err error) {
 		{argv: "python3 /app/worker.py --queue etl", namespace: "data", pod: "etl-0", name: "worker", leak: 312, kid: "sh"},
 		{argv: "sleep infinity", namespace: "ci", pod: "runner-5d8f", name: "job", leak: 96, kid: "git"},
 		{argv: "/usr/sbin/cron -f", unit: "cron.service", leak: 57, kid: "sh"},
-		{argv: "java -jar /srv/billing.jar", namespace: "legacy", pod: "billing-0", name: "app", leak: 140, rate: 1, most: 400, kid: "ping"},
+		{argv: "java -jar /srv/billing.jar", namespace: "legacy", pod: "billing-0", name: "app", leak: 140, rate: 2, most: 400, kid: "ping"},
 	}
 	late := []tenant{
 		{argv: "node server.js", namespace: "shop", pod: "web-7f9c4d6b9-x2x9k", name: "app", leak: 900, rate: 18, most: 4000, kid: "curl"},

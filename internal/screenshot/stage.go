@@ -26,7 +26,7 @@ type stage struct {
 	ctx     context.Context
 	dir     string
 	cgroups []string // made here, the innermost last
-	running []*exec.Cmd
+	running sync.WaitGroup
 	server  *grpc.Server
 	names   runtime
 }
@@ -107,7 +107,7 @@ func (s *stage) start(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	s.running = append(s.running, cmd)
+	s.running.Go(func() { _ = cmd.Wait() }) // it ends by kzr or with the context
 	return nil
 }
 
@@ -145,9 +145,7 @@ func (s *stage) clear() error {
 	if s.server != nil {
 		s.server.Stop()
 	}
-	for _, cmd := range s.running {
-		_ = cmd.Wait() // it was killed, by kzr or by the context
-	}
+	s.running.Wait()
 	var err error
 	for _, dir := range slices.Backward(s.cgroups) {
 		// Processes that have ended are accounted for a moment longer.

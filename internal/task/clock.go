@@ -6,8 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Offsets are what kzr's time namespace adds to the clocks that the kernel
+// itself keeps; 0 in the initial one.
+type Offsets struct {
+	Monotonic time.Duration // of the moments that [Now] shows
+	Boottime  time.Duration // of start times
+}
+
 // Now reads CLOCK_MONOTONIC, the clock of every moment in this package. It is
-// the clock that bpf_ktime_get_ns reads, so kernel and daemon agree.
+// the clock that bpf_ktime_get_ns reads, but for [Offsets]: kernel and daemon
+// agree.
 func Now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {

@@ -100,7 +100,7 @@ func (r *row) acting() bool { return r.Verdict == string(policy.Acting) }
 func holds(r *row) string {
 	name := fmt.Sprintf("%s (%d)", r.Comm, r.PID)
 	if r.Container != nil {
-		name = fmt.Sprintf("%s, %s", r.who, name)
+		name = fmt.Sprintf("%s (%d)", r.who, r.PID)
 	}
 	s := name + " holds " + count(r.Zombies, "zombie")
 	if rate := perTime(r.rate); r.rate > 0 && rate != "" {

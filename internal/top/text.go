@@ -10,6 +10,7 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/x/ansi"
 
+	"kzr/internal/advice"
 	"kzr/internal/report"
 )
 
@@ -172,6 +173,4 @@ func count(n int, noun string) string {
 }
 
 // wrap breaks a sentence into lines of at most w columns.
-func wrap(s string, w int) []string {
-	return strings.Split(ansi.Wrap(report.Sanitize(s), max(w, 10), ""), "\n")
-}
+func wrap(s string, w int) []string { return advice.Wrap(s, max(w, 10)) }

@@ -3,6 +3,7 @@ package top
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -513,8 +514,8 @@ func (m *model) stream(l layout) []string {
 			shown = append(shown, m.event(e))
 		}
 	}
-	for i := len(shown) - 1; i >= 0; i-- {
-		lines = append(lines, shown[i])
+	for _, line := range slices.Backward(shown) {
+		lines = append(lines, line)
 	}
 	if len(shown) == 0 && l.events > 0 {
 		text := " Nothing has happened since this screen was opened."
