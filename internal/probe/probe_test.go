@@ -150,7 +150,7 @@ func TestReapedChildrenWakeNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := after.Exits - before.Exits; n < 20000 {
+	if n := after.Exits - before.Exits; n < 5000 {
 		t.Errorf("the program saw %d exits", n)
 	}
 	other := zoo.Start(t, "leak=8 serve")
