@@ -20,6 +20,8 @@ PREFIX ?= /usr/local
 BENCH ?= .
 ARGS ?=
 TESTFLAGS ?=
+DURATION ?= 2m
+SOAKFLAGS ?=
 
 lint := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 nfpm := .cache/bin/nfpm-$(NFPM_VERSION)
@@ -66,6 +68,49 @@ test-runtimes: ## the tests with containerd, docker and podman
 	$(call need,dockerd,docker.io)
 	$(call need,podman,podman)
 	KZR_REQUIRE_RUNTIMES=1 CGO_ENABLED=1 go test -race -count=1 $(TESTFLAGS) ./internal/runtimes
+
+# A failure names its seed and case; KZR_SOAK_SEED and KZR_SOAK_CASE do it again.
+.PHONY: soak
+soak: ## random good and bad processes, and an oracle: DURATION=1h, 2m if not said
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	KZR_SOAK=$(DURATION) go test -count=1 -timeout 0 -run '^TestSoak$$' $(SOAKFLAGS) ./internal/e2e
+
+# The half million zombies of the storm take 5 GB of the kernel's memory. The
+# table is written even if a test fails, and says so.
+.PHONY: reliability
+reliability: ## run all that is to be survived, at length, and write docs/RELIABILITY.md
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,ps,procps)
+	@mkdir -p .cache
+	KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=480000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 \
+		go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
+	go run ./internal/reliability <.cache/reliability.json >docs/RELIABILITY.md
+
+.PHONY: vmtest
+vmtest: ## kernel tests and the package on Debian 11, 12 and 13, in QEMU; ARGS="bookworm tests"
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,qemu-system-x86_64,qemu-system-x86)
+	$(call need,mmdebstrap,mmdebstrap)
+	$(call need,cpio,cpio)
+	deploy/vm/vmtest.sh $(ARGS)
+
+# On an emulated processor, and this kernel. What the emulator answers itself, as
+# bpf, ptrace and clone's namespaces, would be a test of the emulator; and a test
+# that starts itself again cannot. See docs/PLATFORMS.md.
+arm64 = GOARCH=arm64 CGO_ENABLED=0 go test -count=1 -exec qemu-aarch64-static $(TESTFLAGS)
+.PHONY: test-arm64
+test-arm64: ## the tests that do not need an arm64 kernel, on arm64
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,qemu-aarch64-static,qemu-user-static)
+	$(arm64) ./internal/advice ./internal/config ./internal/container ./internal/daemon ./internal/glob \
+		./internal/policy ./internal/top ./internal/tracker
+	$(arm64) -skip '^TestListenPeers$$' ./internal/report
+	$(arm64) -run '^Test(Parse|Dead$$|Field|SplitCmdline|NextPID|Chain|Hidden|SnapshotLeaker|SnapshotCounts|SnapshotNever|Inspect$$|InspectGone|InspectZombie|InspectHostile|Node)' ./internal/procscan
+	$(arm64) -run '^Test(Kills|Reservation|PerWorkload|OneAtATime|Changed|LimitsAre|Ladder|Fresh|Vanishes|Identity|PutOff|ZombiesMove|DryRun|Cancel|RateLimited|Blind|Waiting|Rehearse$$)' ./internal/reaper
 
 .PHONY: demo
 demo: build ## a leaker in a pid namespace, and kzr beside it: 15 seconds

@@ -12,8 +12,11 @@
  * could possibly hold `level` zombies. When the credit is used up, the program
  * walks the parent's list of children, counts the zombies that are really there
  * (z), and either reports the parent or gives it a new credit of level - z.
- * Zombies cannot grow faster than exits, so the walk is rare and the crossing
- * is not missed; reaped children never reach user space.
+ * Zombies cannot grow faster than exits, so the walk is rare, the crossing is
+ * seen, and reaped children never reach user space. It is seen late by a parent
+ * with hundreds of living children, which pay for their walk with a longer
+ * credit, and not at all where zombies come from another parent or the list
+ * changes during the walk: that is for the sweep.
  *
  * The walk takes no lock. The tasks on the list stay valid memory for the
  * tracepoint's RCU section, but the list can change under it: every task is
@@ -235,7 +238,9 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	c->exits++;
 	s->start = (__u32)leader->start_boottime;
 	s->parent = tgid;
-	s->exited = bpf_ktime_get_ns();
+	/* A traced one waits for its tracer first. For the parent it begins to wait
+	 * when it is first seen without; nobody can attach to it again. */
+	s->exited = leader->ptrace ? 0 : bpf_ktime_get_ns();
 
 	/* Count first, look after: every exit up to n has set PF_EXITING before it
 	 * was counted, so a walk from here on sees it, and z zombies now mean that

@@ -40,10 +40,11 @@ func newManager() (*manager, error) {
 func (m *manager) beat(st report.Status) error {
 	text := fmt.Sprintf("STATUS=%s\nWATCHDOG=1", statusLine(st))
 	if !m.ready {
-		m.ready = true
 		text = "READY=1\n" + text
 	}
-	return notify(text)
+	err := notify(text)
+	m.ready = m.ready || err == nil
+	return err
 }
 
 // reloading and reloaded frame a reload, as Type=notify-reload has it.

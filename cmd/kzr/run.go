@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,13 +72,13 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	defer stop()
 	lines := report.NewWriter(report.Journal(stderr))
 	defer func() { _ = lines.Close(time.Second) }() // nobody is left to tell
-	s := &service{node: n, log: report.NewLogger(lines, c.LogFormat, c.LogLevel), lines: lines, since: time.Now()}
+	s := &service{node: n, log: report.NewLogger(lines, c.LogFormat, c.LogLevel), lines: lines, config: c, since: time.Now()}
 	s.metrics = report.NewMetrics(s.Status)
 	o, err := n.options(c)
 	if err != nil {
 		return err
 	}
-	o.Logger, o.Report, o.Watched = s.log, s.report, s.hub.Watched
+	o.Logger, o.Report, o.Watched, o.Meter = s.log, s.report, s.hub.Watched, s.metrics
 	resolver := container.NewResolver(container.Options{Sockets: c.CRI, Named: s.named, Logger: s.log})
 	o.Name = resolver.Lookup
 	if s.manager, err = newManager(); err != nil {
@@ -94,6 +96,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		work.Go(func() {
 			if err := n.probe.Hints(s.Hint); err != nil {
 				s.log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
+				s.Deafen()
 			}
 		})
 		defer n.probe.StopHints()
@@ -159,6 +162,7 @@ type service struct {
 	log     *slog.Logger
 	lines   *report.Writer
 	manager *manager
+	config  config.Config // of the start
 	since   time.Time
 }
 
@@ -185,6 +189,7 @@ func (s *service) named(string) { s.Hint(task.Hint{}) }
 // Status is the daemon's with what it does not know about itself.
 func (s *service) Status() report.Status {
 	st := s.Daemon.Status()
+	st.Mode = string(s.config.Mode)
 	st.Since, st.LogDropped = s.since, s.lines.Dropped()
 	s.node.complete(&st)
 	return st
@@ -210,6 +215,10 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 		}
 		if err == nil {
 			report.SetLevel(s.log, c.LogLevel)
+			if keys := needRestart(s.config, c); len(keys) > 0 {
+				e.Message += ", but for what needs a restart"
+				e.Attrs = []any{"needs_restart", strings.Join(keys, ",")}
+			}
 		} else {
 			e.Message = "the new configuration is bad; the old one stays in force"
 			e.Attrs = []any{"error", oneLine(err.Error())}
@@ -217,6 +226,26 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 		s.report(e)
 		s.heard(s.manager.reloaded())
 	}
+}
+
+// needRestart names the settings that are read at the start only and have
+// changed since.
+func needRestart(old, c config.Config) (keys []string) {
+	for _, k := range []struct {
+		name    string
+		changed bool
+	}{
+		{"mode", c.Mode != old.Mode},
+		{"socket", c.Socket != old.Socket},
+		{"metrics", c.Metrics != old.Metrics},
+		{"cri", !slices.Equal(c.CRI, old.CRI)},
+		{"logFormat", c.LogFormat != old.LogFormat},
+	} {
+		if k.changed {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
 }
 
 // started says what kzr begins with.

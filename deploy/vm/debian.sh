@@ -67,9 +67,10 @@ root() {
 	mv "$dir/root.cpio.new" "$dir/root.cpio"
 }
 
-fresh() { [ -n "$(find "$1" -mtime -7 2>/dev/null)" ]; }
-
-fresh "$dir/vmlinuz" && fresh "$dir/root.cpio" && exit
+mkdir -p "$dir"
+exec 9>"$dir/lock"
+flock 9
+[ ! -e "$dir/vmlinuz" ] || [ ! -e "$dir/root.cpio" ] || exit 0
 setup_apt
-fresh "$dir/vmlinuz" || kernel
-fresh "$dir/root.cpio" || root
+[ -e "$dir/vmlinuz" ] || kernel
+[ -e "$dir/root.cpio" ] || root

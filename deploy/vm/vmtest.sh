@@ -4,14 +4,14 @@
 #
 #	deploy/vm/vmtest.sh [SUITE...] [tests|systemd]
 #
-# Root file systems and kernels are kept in .cache/vm (or VM_CACHE), and so are
-# the logs. Needs root, the Go compiler, cc, qemu-system-x86_64, mmdebstrap,
-# cpio.
+# Kernels and root file systems are kept in VM_CACHE, by default
+# /var/cache/kzr-vm, for all clones; the logs of the last run in .cache/vm. Needs
+# root, the Go compiler, cc, qemu-system-x86_64, mmdebstrap, cpio.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-cache=${VM_CACHE:-$PWD/.cache/vm}
-logs=$cache/logs
+cache=${VM_CACHE:-/var/cache/kzr-vm}
+logs=$PWD/.cache/vm
 suites=() parts=()
 for arg; do
 	case $arg in
@@ -27,10 +27,10 @@ done
 kernel_tests() {
 	cat <<-'END'
 		probe
-		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotInAStorm
-		reaper
+		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotInAStorm|TestVeryManyChildrenNeedAWalk
+		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more
 		tracker
-		e2e -test.run=Scenario(03|04|07|08|09|10|13|20|29)|Scenario28MachineFull
+		e2e -test.parallel=3 -test.run=Scenario(03|04|08|09|10|13|29)|Scenario28MachineFull
 	END
 }
 
@@ -55,10 +55,10 @@ build_tests() {
 build_systemd() {
 	local dir=$1
 	mkdir -p "$dir/vm" "$dir/etc/systemd/system"
-	make -s package VERSION=0.0.1 ARCHS=amd64 FORMATS=deb
-	make -s package VERSION=0.0.2 ARCHS=amd64 FORMATS=deb
-	cp dist/kzr_0.0.1*_amd64.deb "$dir/vm/old.deb"
-	cp dist/kzr_0.0.2*_amd64.deb "$dir/vm/new.deb"
+	make -s package VERSION=0.0.1 ARCHS=amd64 FORMATS=deb >/dev/null
+	make -s package VERSION=0.0.2 ARCHS=amd64 FORMATS=deb >/dev/null
+	mv dist/kzr_0.0.1*_amd64.deb "$dir/vm/old.deb"
+	mv dist/kzr_0.0.2*_amd64.deb "$dir/vm/new.deb"
 	build_zoo "$dir/vm/zoo"
 	cp deploy/vm/guest.sh "$dir/vm/"
 	cp deploy/vm/vmtest.service "$dir/etc/systemd/system/"
@@ -68,14 +68,14 @@ build_systemd() {
 boot() {
 	local name=$1 suite=$2 init=$3
 	rm -f "$logs/$name.log" "$logs/$name.console"
-	cat "$cache/$suite/root.cpio" "$cache/${name##*-}.cpio" >"$cache/$name.initrd"
+	cat "$cache/$suite/root.cpio" "$scratch/${name##*-}.cpio" >"$scratch/$name.initrd"
 	# cx16 and the clock: 6.12 crashes at random in QEMU 7.2 with either.
 	timeout -k 5 600 qemu-system-x86_64 -accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m 1500 \
 		-nodefaults -no-user-config -display none -no-reboot \
-		-kernel "$cache/$suite/vmlinuz" -initrd "$cache/$name.initrd" \
+		-kernel "$cache/$suite/vmlinuz" -initrd "$scratch/$name.initrd" \
 		-append "rdinit=$init console=ttyS0 panic=-1 quiet tsc=reliable systemd.unit=vmtest.service systemd.show_status=no" \
 		-serial "file:$logs/$name.console" -serial "file:$logs/$name.log" || true
-	rm -f "$cache/$name.initrd"
+	rm -f "$scratch/$name.initrd"
 }
 
 verdict() { sed -n 's/^verdict: //p' "$logs/$1.log" 2>/dev/null | tr -d '\r' | tail -n 1; }
@@ -104,18 +104,23 @@ run() {
 }
 
 mkdir -p "$logs"
-for suite in "${suites[@]}"; do
-	deploy/vm/debian.sh "$cache" "$suite"
-done
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+images=()
+for suite in "${suites[@]}"; do
+	deploy/vm/debian.sh "$cache" "$suite" &
+	images+=($!)
+done
 for part in "${parts[@]}"; do
 	mkdir "$scratch/$part"
 	case $part in
 	tests) build_tests "$scratch/tests" ;;
 	systemd) build_systemd "$scratch/systemd" ;;
 	esac
-	pack "$scratch/$part" >"$cache/$part.cpio"
+	pack "$scratch/$part" >"$scratch/$part.cpio"
+done
+for pid in "${images[@]}"; do
+	wait "$pid"
 done
 
 # Two at once: each of them mostly waits for the one CPU that it has work for.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,8 @@ type Options struct {
 	// Watched says that somebody reads the stream, so that zombies are worth an
 	// event each. nil is nobody.
 	Watched func() bool
+	// Meter hears how long things take. nil is nobody.
+	Meter Meter
 	// Beat is called by the loop after its first sweep, and then at least every
 	// BeatEvery for as long as the loop does its work. nil, or 0, is never.
 	Beat      func()
@@ -74,16 +77,24 @@ type Options struct {
 	Report func(report.Event)
 }
 
+// Meter takes durations.
+type Meter interface {
+	ObserveSweep(took time.Duration)
+	ObserveDelay(late time.Duration) // from the moment that a parent met its rule to the ladder
+}
+
 // Daemon is one run of kzr.
 type Daemon struct {
 	opts   Options
 	eye    *eye
 	reaper *reaper.Reaper
 
-	hints   chan struct{}
-	lost    atomic.Bool
-	stats   stats
-	reloads chan reload
+	hints    chan struct{}
+	lost     atomic.Bool
+	deaf     atomic.Bool // hints came in once, and do so no more
+	stats    stats
+	cmdlines cmdlines
+	reloads  chan reload
 
 	mu      sync.Mutex // guards watched, which Document reads
 	watched map[task.ID]*watched
@@ -157,6 +168,21 @@ func (d *Daemon) Hint(h task.Hint) {
 	case d.hints <- struct{}{}:
 	default:
 	}
+}
+
+// Deafen tells the daemon that no more hints will come: it sweeps as if there had
+// never been any.
+func (d *Daemon) Deafen() {
+	d.deaf.Store(true)
+	d.Hint(task.Hint{})
+}
+
+// hintedFrom is the number of zombies from which on hints come in, 0 if none do.
+func (d *Daemon) hintedFrom() int {
+	if d.deaf.Load() {
+		return 0
+	}
+	return d.opts.Hinted
 }
 
 // Reload puts another configuration in force, for targets that wait as well. If
@@ -305,7 +331,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 // the rules are about: then two sweeps have to fit into the shortest grace.
 func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 	every := d.config.SweepInterval
-	if d.opts.Hinted == 0 || d.least.Threshold < d.opts.Hinted {
+	if from := d.hintedFrom(); from == 0 || d.least.Threshold < from {
 		every = min(every, max(d.least.Grace/2, time.Second))
 	}
 	return max(every, rest*cost)
@@ -365,6 +391,9 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 		w.next = w.until
 	case f.verdict == policy.Target:
 		w.said = ""
+		if d.opts.Meter != nil {
+			d.opts.Meter.ObserveDelay(now - f.due)
+		}
 		if !d.opts.Observe {
 			d.reaper.Act(id, f.proc.Workload)
 		}
@@ -373,7 +402,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 			w.said, w.unsure = f.reason, f.rule.Unsure
 			d.say(report.EventSpared, f.reason, f, because(f))
 		}
-		if policy.Deferred(&f.proc) != "" {
+		if f.reason == policy.Deferred(&f.proc) {
 			w.next = now + lookAgain
 		}
 	}
@@ -426,8 +455,9 @@ func (d *Daemon) checkLimits(now time.Duration) {
 		if pressed {
 			break
 		}
-		tasks, limit, ok := d.opts.Proc.PidsLimit(w.found.proc.PidsCgroup)
-		pressed = ok && float64(tasks) >= d.config.Pressure*float64(limit)
+		pressed = slices.ContainsFunc(d.opts.Proc.PidsLimits(w.found.proc.PidsCgroup), func(l procscan.PidsLimit) bool {
+			return float64(l.Current) >= d.config.Pressure*float64(l.Limit)
+		})
 	}
 	d.mu.Unlock()
 	if pressed {
@@ -451,7 +481,7 @@ func (d *Daemon) next() time.Duration {
 	}
 	// While nothing is wrong and hints come in, pid limits are not polled: a
 	// parent that fills the table is hinted at long before.
-	if d.config.Pressure > 0 && (len(d.watched) > 0 || d.opts.Hinted == 0) {
+	if d.config.Pressure > 0 && (len(d.watched) > 0 || d.hintedFrom() == 0) {
 		at = min(at, d.limitAt)
 	}
 	return at

@@ -127,8 +127,12 @@ func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 	f := finding{proc: proc, never: true}
 	p, ok := e.tracker.Get(proc.ID)
 	// With too few zombies for any rule, pressure makes no difference.
-	f.pressed = ok && p.Reapable() >= e.policy.Least().Threshold && e.pressed(&proc, p.Reapable())
-	f.rule = e.policy.RuleFor(&proc, f.pressed)
+	full := false
+	if ok && p.Reapable() >= e.policy.Least().Threshold {
+		full = e.full(p.Reapable())
+		f.pressed = full || e.crammed(&proc, p.Reapable())
+	}
+	f.rule = e.policy.RuleFor(&proc, full)
 	if f.pressed {
 		f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
 	}
@@ -181,17 +185,21 @@ func (e *eye) place(proc *task.Process) {
 	}
 }
 
-// pressed says whether the node or the parent's own cgroup is about to run out
-// of pids, and its zombies are the reason.
-func (e *eye) pressed(proc *task.Process, zombies int) bool {
+// full says whether the node is about to run out of pids, and a parent's zombies
+// are the reason.
+func (e *eye) full(zombies int) bool {
 	if e.config.Pressure == 0 {
 		return false
 	}
-	if n, err := e.proc.Node(); err == nil && policy.Pressure(e.config.Pressure, n.Tasks, n.Limit, zombies) {
-		return true
-	}
-	tasks, limit, ok := e.proc.PidsLimit(proc.PidsCgroup)
-	return ok && policy.Pressure(e.config.Pressure, tasks, limit, zombies)
+	n, err := e.proc.Node()
+	return err == nil && policy.Pressure(e.config.Pressure, n.Tasks, n.Limit, zombies)
+}
+
+// crammed says the same of the cgroup that a parent is in, or one around that.
+func (e *eye) crammed(proc *task.Process, zombies int) bool {
+	return e.config.Pressure > 0 && slices.ContainsFunc(e.proc.PidsLimits(proc.PidsCgroup), func(l procscan.PidsLimit) bool {
+		return policy.Pressure(e.config.Pressure, l.Current, l.Limit, zombies)
+	})
 }
 
 // Look implements [reaper.Judge].

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,18 +41,29 @@ func (d *Daemon) Stats() Stats {
 // watch: by then nearly every parent has reaped.
 const stayed = time.Second
 
+// maxTold is how many zombies get such an event in one sweep. Decisions wait for
+// it, and nobody reads more.
+const maxTold = 1000
+
 // swept tells of the zombies that have stayed since the last sweep.
 func (d *Daemon) swept(l last) {
 	d.stats.sweeps.Add(1)
+	if d.opts.Meter != nil {
+		d.opts.Meter.ObserveSweep(l.took)
+	}
 	if l.at-d.eye.album.at > 2*yellowed {
 		d.eye.album = album{} // nobody looks any more
 	}
 	if d.opts.Watched == nil || !d.opts.Watched() {
 		return
 	}
+	told := 0
 	for p := range d.eye.tracker.Parents() {
 		var proc *task.Process
 		for _, z := range p.Zombies() {
+			if told == maxTold {
+				return
+			}
 			if l.at-z.Since < stayed || l.before-z.Since >= stayed {
 				continue
 			}
@@ -62,6 +74,7 @@ func (d *Daemon) swept(l last) {
 				}
 				proc = &x
 			}
+			told++
 			d.opts.Report(report.Event{
 				Time: time.Now(), Name: report.EventZombie, Process: proc, Child: z,
 				Zombies: p.Reapable(), Oldest: l.at - z.Since,
@@ -119,31 +132,84 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	if err := d.eye.refresh(ctx); err != nil {
 		return report.Document{}, err
 	}
-	e := d.eye
+	host, _ := uname()
+	doc := report.Document{Time: time.Now(), Host: host, Parents: []report.Parent{}}
+	found, l, err := d.eye.all()
+	if err != nil {
+		return report.Document{}, err
+	}
+	doc.Source, doc.Tasks, doc.Zombies = l.source, l.tasks, l.zombies
+	now := task.Now()
+	for _, x := range found {
+		f := &x.finding
+		d.shown(f, now)
+		f.proc.Cmdline = d.cmdlines.of(d.opts.Proc, f.proc.ID, now)
+		parent := report.NewParent(&f.proc, children(x.parent))
+		fill(&parent, f, now)
+		doc.Parents = append(doc.Parents, parent)
+	}
+	doc.Sort()
+	d.cmdlines.turn()
+	return doc, nil
+}
+
+type found struct {
+	finding
+	parent *tracker.Parent
+}
+
+// all judges every parent.
+func (e *eye) all() ([]found, last, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := task.Now()
-	host, _ := uname()
-	doc := report.Document{
-		Time: time.Now(), Host: host, Source: e.last.source,
-		Tasks: e.last.tasks, Zombies: e.last.zombies, Parents: []report.Parent{},
-	}
+	list := make([]found, 0, e.tracker.Len())
 	for p := range e.tracker.Parents() {
 		f, err := e.glance(p, now)
 		switch {
 		case errors.Is(err, procscan.ErrGone):
 			continue
 		case err != nil:
-			return report.Document{}, err
+			return nil, last{}, err
 		}
-		d.shown(&f, now)
-		parent := report.NewParent(&f.proc, children(p))
-		fill(&parent, &f, now)
-		doc.Parents = append(doc.Parents, parent)
+		list = append(list, found{f, p})
 	}
-	doc.Sort()
 	e.album.turn(now)
-	return doc, nil
+	return list, e.last, nil
+}
+
+// cmdlines are the command lines of those that were last shown. They are read
+// outside every lock of the loop's, as reading one may hang. The zero value is
+// ready.
+type cmdlines struct {
+	mu          sync.Mutex
+	now, before map[task.ID]cmdline
+}
+
+type cmdline struct {
+	args []string
+	read time.Duration
+}
+
+func (c *cmdlines) of(proc *procscan.Scanner, id task.ID, now time.Duration) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	line, ok := c.before[id]
+	if !ok || now-line.read > yellowed-time.Duration(id.PID%30)*time.Second {
+		line = cmdline{proc.Cmdline(id), now}
+	}
+	if c.now == nil {
+		c.now = map[task.ID]cmdline{}
+	}
+	c.now[id] = line
+	return line.args
+}
+
+// turn forgets those that were not asked for since the last turn.
+func (c *cmdlines) turn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.before, c.now = c.now, nil
 }
 
 // album keeps what was last read of parents that no rule is about, for those who
@@ -264,6 +330,7 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		zombies = children(p)
 	}
 	d.eye.mu.Unlock()
+	f.proc.Cmdline = d.opts.Proc.Cmdline(f.proc.ID)
 	out := report.NewDetail(&f.proc, zombies, now)
 	fill(&out.Parent, &f, now)
 	out.Rule, out.RuleUnsure = out.Parent.Rule, f.rule.Unsure

@@ -95,7 +95,9 @@ type pidSource func(main *zoo.Zoo, pid int, script string)
 // last signal, the target is killed and reaped, an innocent gets its number, and
 // kzr goes on. The innocent holds one zombie less than the rule asks for.
 func TestScenario11PidReuse(t *testing.T) {
+	t.Parallel()
 	t.Run("proc", func(t *testing.T) {
+		t.Parallel()
 		// In a pid namespace with few numbers, so that the kernel itself comes
 		// round to the number at once.
 		s := newSite(t)
@@ -112,6 +114,7 @@ func TestScenario11PidReuse(t *testing.T) {
 		reusePids(t, s, z, s.startInside(z, "--mode=proc", "--scope=all", "--threshold=4"), next, groups)
 	})
 	t.Run("ebpf", func(t *testing.T) {
+		t.Parallel()
 		s := newSite(t)
 		groups := workloads(t, "ebpf", 60)
 		z := zoo.Start(t, "serve")
@@ -182,7 +185,7 @@ func workloads(t *testing.T, name string, n int) []*zoo.Cgroup {
 }
 
 func reusePids(t *testing.T, s *site, main *zoo.Zoo, k *daemon, next pidSource, groups []*zoo.Cgroup) {
-	rounds, batch := often(t, "KZR_REUSE", 300), len(groups)
+	rounds, batch := often(t, "KZR_REUSE", 200), len(groups)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	dice := rand.New(rand.NewPCG(seed, 0))

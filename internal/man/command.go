@@ -130,7 +130,7 @@ containers and images; ` + "`metrics.conf`" + ` lets it serve metrics over the n
 
   install -D -m 644 -t /etc/systemd/system/kzr.service.d /usr/share/kzr/cri.conf
   systemctl daemon-reload
-  systemctl try-restart kzr
+  systemctl restart kzr
 
 Under systemd the log goes to the journal with each key as a field, in capitals
 and with KZR_ before it:

@@ -90,9 +90,6 @@ func New(c config.Config, host Host) (*Policy, error) {
 func (p *Policy) Least() tracker.Rule {
 	least := p.base
 	for _, r := range p.rules {
-		if r.Action == config.ActionObserve {
-			continue
-		}
 		if r.Threshold > 0 {
 			least.Threshold = min(least.Threshold, r.Threshold)
 		}
@@ -107,18 +104,18 @@ func (p *Policy) Least() tracker.Rule {
 //
 // Where a rule asks for names that are not known, nobody is killed in ignorance:
 // one that says observe counts as matching, and of one that says kill only a
-// higher threshold or a longer grace counts. When pids run out (pressed) there
-// is no time for that, and such rules do not match.
-func (p *Policy) RuleFor(proc *task.Process, pressed bool) Rule {
+// higher threshold or a longer grace counts. When the node's pids run out (full)
+// there is no time for that, and such rules do not match.
+func (p *Policy) RuleFor(proc *task.Process, full bool) Rule {
 	out := Rule{Rule: p.base, Action: config.ActionKill}
 	var least tracker.Rule // what rules ask for that may be about it
 	for i := range p.rules {
 		r := &p.rules[i]
 		match := p.matches(r, proc)
-		if match == unknown && !pressed && r.Action != config.ActionObserve {
+		if match == unknown && !full && r.Action != config.ActionObserve {
 			least.Threshold, least.Grace = max(least.Threshold, r.Threshold), max(least.Grace, r.Grace)
 		}
-		if match == no || match == unknown && (pressed || r.Action != config.ActionObserve) {
+		if match == no || match == unknown && (full || r.Action != config.ActionObserve) {
 			continue
 		}
 		out.Name = r.Name

@@ -190,29 +190,50 @@ func (m *mount) frozenV1(cgroup string) (bool, error) {
 	return err == nil && state != "" && state != "THAWED", err
 }
 
-// PidsLimit returns the pids limit that a task.Process's PidsCgroup is nearest
-// to, its own or an ancestor's: tasks charged to it, and how many may be. It is
-// not ok if there is no limit, or none that kzr can see.
-func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
+// PidsLimit is what a pids cgroup may hold and holds.
+type PidsLimit struct {
+	Current int // tasks charged to it, zombies included
+	Limit   int
+}
+
+// PidsLimits returns the limits of a task.Process's PidsCgroup, its own and its
+// ancestors', those that have one and that kzr can see.
+func (s *Scanner) PidsLimits(cgroup string) []PidsLimit {
 	m := &s.cgroups.pids
 	if !m.ok {
 		m = &s.cgroups.unified
 	}
+	var limits []PidsLimit
 	err := s.frugally(func() error {
-		current, limit, ok = 0, 0, false
+		limits = nil
 		for _, c := range m.chain(cgroup) {
 			n, hi, err := m.pidsLimit(c)
 			if err != nil {
 				return err
 			}
-			// n/hi > current/limit, in whole numbers; a limit of 0 is a full one.
-			if hi >= 0 && (!ok || n*limit > current*hi) {
-				current, limit, ok = n, hi, true
+			if hi >= 0 {
+				limits = append(limits, PidsLimit{n, hi})
 			}
 		}
 		return nil
 	})
-	return current, limit, ok && err == nil
+	if err != nil {
+		return nil
+	}
+	return limits
+}
+
+// PidsLimit returns the one of PidsLimits that is nearest to being reached. It
+// is not ok if there is none.
+func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
+	for _, l := range s.PidsLimits(cgroup) {
+		// Current/Limit > current/limit, in whole numbers; a limit of 0 is a full
+		// one.
+		if !ok || l.Current*limit > current*l.Limit {
+			current, limit, ok = l.Current, l.Limit, true
+		}
+	}
+	return current, limit, ok
 }
 
 // pidsLimit reads one cgroup's own limit, -1 for none: "max", or no such file, as

@@ -90,7 +90,7 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 			p.Tracer = parseStatus(b).tgid
 		}
 	}
-	if err := l.files(&p, &first); err != nil {
+	if err := l.files(&p); err != nil {
 		return task.Process{}, err
 	}
 	if err := s.readCgroups(&p, &l); err != nil {
@@ -187,7 +187,7 @@ func (l *look) check(what string, err error) error {
 }
 
 // files reads what has a file or link of its own.
-func (l *look) files(p *task.Process, st *stat) error {
+func (l *look) files(p *task.Process) error {
 	exe, err := readlinkat(l.dir, "exe")
 	if err := l.check("exe", err); err != nil {
 		return err
@@ -201,18 +201,6 @@ func (l *look) files(p *task.Process, st *stat) error {
 		if !literal {
 			p.Exe, p.ExeDeleted = name, true
 		}
-	}
-
-	// Reading the command line waits for the process's memory lock, which a
-	// thread stuck in the kernel may hold for ever.
-	if st.state == 'D' {
-		l.unseen = append(l.unseen, "cmdline: not read while the process is in uninterruptible sleep")
-	} else {
-		b, err := readAll(l.dir, "cmdline", cmdlineMax)
-		if err := l.check("cmdline", err); err != nil {
-			return err
-		}
-		p.Cmdline = splitCmdline(b)
 	}
 
 	for name, inode := range map[string]*uint64{"ns/pid": &p.PIDNS, "ns/mnt": &p.MntNS, "ns/user": &p.UserNS} {
@@ -285,6 +273,34 @@ func unlessShort(err error) error {
 
 func cachedStat(fd int, st *unix.Statx_t) error {
 	return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO|unix.STATX_NLINK, st)
+}
+
+// Cmdline reads the command line of a process, at most 4 KiB of it; nil if it has
+// none, is gone, or may not be read. It waits for the process's memory lock,
+// which a thread stuck in the kernel can hold for ever: nobody may call it who
+// has anything to decide. That is why [Scanner.Inspect] leaves it out.
+func (s *Scanner) Cmdline(id task.ID) []string {
+	dir, err := openat(s.root, strconv.Itoa(id.PID), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = unix.Close(dir) }() // O_PATH: nothing is lost
+	st, err := statOf(dir)
+	if err != nil || st.start != id.Start || st.state == 'D' {
+		return nil
+	}
+	body := dir
+	if st.state == 'Z' && st.threads > 1 { // as in inspect
+		if body, err = liveThread(dir); err != nil {
+			return nil
+		}
+		defer func() { _ = unix.Close(body) }() // O_PATH: nothing is lost
+	}
+	b, err := readAll(body, "cmdline", cmdlineMax)
+	if err != nil {
+		return nil
+	}
+	return splitCmdline(b)
 }
 
 // splitCmdline takes a command line apart. What was cut off is simply missing.

@@ -58,6 +58,16 @@ func (l *limits) change(set config.Limits) {
 	l.admit()
 }
 
+// forget drops all kills that were counted.
+func (l *limits) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.kills = nil
+	for _, w := range l.workloads {
+		w.kills = nil
+	}
+}
+
 // exhausted returns the moment before which the workload has no kill left, zero
 // if it has one.
 func (l *limits) exhausted(name string) time.Time {

@@ -197,8 +197,12 @@ func (r *Reaper) Status(id task.ID) (Status, bool) {
 // every look, so a running ladder follows those as well, from its next step on.
 func (r *Reaper) Set(set Settings) {
 	r.mu.Lock()
+	rehearsed := r.dryRun && !set.DryRun
 	r.dryRun = set.DryRun
 	r.mu.Unlock()
+	if rehearsed {
+		r.limits.forget() // nobody was killed
+	}
 	r.limits.change(set.Limits)
 }
 

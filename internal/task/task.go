@@ -103,7 +103,7 @@ type Process struct {
 	// " (deleted)" that ExeDeleted stands for; empty if it cannot be read.
 	Exe        string
 	ExeDeleted bool
-	Cmdline    []string // nil if empty or unreadable; at most 4 KiB in all
+	Cmdline    []string // only where a person is shown it; nil if empty or unreadable; at most 4 KiB in all
 	UID        uint32   // real uid in kzr's user namespace
 	State      byte     // R, S, D, T, t, Z, X, I … as in /proc/PID/stat
 	Threads    int

@@ -1,0 +1,249 @@
+// Command reliability turns the output of `go test -json` into the table of
+// docs/RELIABILITY.md: what was tried, how often, and what happened. Nothing in
+// the table is written by hand. It fails if a test did.
+//
+// Tests say what came of them with [testing.TB.Attr]: `times`, how often they
+// tried, and `result`, one sentence.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+)
+
+// The situations that kzr must get right. The tests bear their numbers.
+var situations = map[int]string{
+	1:  "hundreds of children die at once and are reaped within a second",
+	2:  "slow reaper: always some zombies, never an old one",
+	3:  "one parent reaps most children and leaks some",
+	4:  "parent that never waits",
+	5:  "parent that reaps on SIGCHLD",
+	6:  "parent that exits on SIGTERM, or ignores it",
+	7:  "dead thread group leader, live threads",
+	8:  "zombie held by a tracer",
+	9:  "parent traced, stopped, frozen or in uninterruptible sleep",
+	10: "parent already dying, blocked in its pid namespace",
+	11: "pid reused between detection and any signal",
+	12: "parent dies by itself while acted on",
+	13: "the killed parent's zombies land on another that does not reap",
+	14: "container init leaks",
+	15: "protected host process leaks",
+	16: "process named like a protected one inside a container",
+	17: "process named to look like a rule's target",
+	18: "hostile comm and command line",
+	19: "empty command line, deleted executable, chroot, other mount namespace",
+	20: "children with another exit signal",
+	21: "parent that wants no zombies",
+	22: "16,000 zombies a second, held",
+	23: "ring buffer overrun, tables full",
+	24: "nested pid and user namespaces",
+	25: "kzr in a pid namespace that is not the host's",
+	26: "hidepid, no CAP_SYS_PTRACE, no /proc",
+	27: "no BTF, no CAP_BPF, bpf denied",
+	28: "process table full, nothing can fork",
+	29: "container at its own pids.max",
+	30: "daemon killed in the middle of a ladder and restarted",
+	31: "clock set back or forward",
+	32: "reload while a target waits; a broken file",
+	33: "slow, dead, hostile readers of the socket",
+	34: "short-lived parents, thousands a second",
+	35: "exec by a thread that is not the leader",
+	36: "50 targets at once with 6 kills a minute",
+	37: "kzr's own children",
+}
+
+// A line of `go test -json`.
+type line struct {
+	Action, Test, Output, Key, Value string
+}
+
+// A try is one test or subtest, over all times that it ran.
+type try struct {
+	name                     string
+	passed, failed, skipped  int
+	times                    int
+	result, reason, lastText string
+	parent                   bool // of subtests
+}
+
+var (
+	numbered = regexp.MustCompile(`^TestScenario(\d+)`)
+	location = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+	// Cases of the soak are counted by the soak.
+	ofCourse = regexp.MustCompile(`^TestSoak/\w+/`)
+)
+
+func read(in io.Reader) (map[string]*try, error) {
+	tries := map[string]*try{}
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, 4<<20)
+	for lines.Scan() {
+		var l line
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			return nil, fmt.Errorf("this is no output of go test -json: %w: %s", err, lines.Text())
+		}
+		if l.Test == "" || ofCourse.MatchString(l.Test) {
+			continue
+		}
+		t := tries[l.Test]
+		if t == nil {
+			t = &try{name: l.Test}
+			tries[l.Test] = t
+			for i, c := range l.Test {
+				if p := tries[l.Test[:i]]; c == '/' && p != nil {
+					p.parent = true
+				}
+			}
+		}
+		switch l.Action {
+		case "output":
+			if text := location.ReplaceAllString(l.Output, ""); text != l.Output {
+				t.lastText = strings.TrimSpace(text)
+			}
+		case "attr":
+			switch l.Key {
+			case "times":
+				n, err := strconv.Atoi(l.Value)
+				if err != nil {
+					return nil, fmt.Errorf("%s: times: %w", l.Test, err)
+				}
+				t.times += n
+			case "result":
+				t.result = l.Value
+			}
+		case "pass":
+			t.passed++
+		case "fail":
+			t.failed++
+			t.reason = t.lastText
+		case "skip":
+			t.skipped++
+			t.reason = t.lastText
+		}
+	}
+	return tries, lines.Err()
+}
+
+func (t *try) number() int {
+	if m := numbered.FindStringSubmatch(t.name); m != nil {
+		n, _ := strconv.Atoi(m[1])
+		return n
+	}
+	return 0
+}
+
+// situation is what was tried, in words.
+func (t *try) situation() string {
+	if s := situations[t.number()]; s != "" {
+		return s
+	}
+	name, _, _ := strings.Cut(strings.TrimPrefix(t.name, "Test"), "/")
+	var words strings.Builder
+	for i, r := range name {
+		if i > 0 && unicode.IsUpper(r) {
+			words.WriteByte(' ')
+			r = unicode.ToLower(r)
+		}
+		words.WriteRune(r)
+	}
+	return words.String()
+}
+
+func (t *try) outcome() string {
+	switch {
+	case t.failed > 0:
+		return fmt.Sprintf("**failed %d of %d**: %s", t.failed, t.failed+t.passed, t.reason)
+	case t.passed == 0 && t.skipped > 0:
+		return "not run here: " + t.reason
+	case t.result != "":
+		return t.result
+	}
+	return "as it must be"
+}
+
+func write(out io.Writer, tries map[string]*try, machine string) (failed bool) {
+	var rows []*try
+	for _, t := range tries {
+		if !t.parent || t.result != "" || t.failed > 0 && !failedBelow(tries, t) {
+			rows = append(rows, t)
+		}
+		failed = failed || t.failed > 0
+	}
+	slices.SortFunc(rows, func(a, b *try) int {
+		// Those without a number come last.
+		order := func(t *try) int { return cmp.Or(t.number(), len(situations)+1) }
+		return cmp.Or(order(a)-order(b), strings.Compare(a.name, b.name))
+	})
+	fmt.Fprintf(out, `# What was tried, how often, and what happened
+
+Made by `+"`make reliability`"+` from the output of the tests in internal/e2e, which start the built program beside real
+processes; not edited by hand. %s.
+
+| # | situation | test | times | result |
+|--:|---|---|--:|---|
+`, machine)
+	for _, t := range rows {
+		number := ""
+		if n := t.number(); n > 0 {
+			number = strconv.Itoa(n)
+		}
+		fmt.Fprintf(out, "| %s | %s | `%s` | %d | %s |\n", number, cell(t.situation()), t.name, max(t.times, t.passed), cell(t.outcome()))
+	}
+	var missing []string
+	for _, n := range slices.Sorted(maps.Keys(situations)) {
+		if !slices.ContainsFunc(rows, func(t *try) bool { return t.number() == n }) {
+			missing = append(missing, fmt.Sprintf("%d (%s)", n, situations[n]))
+		}
+	}
+	if len(missing) > 0 {
+		fmt.Fprintf(out, "\nNo test here: %s.\n", strings.Join(missing, "; "))
+	}
+	return failed
+}
+
+func failedBelow(tries map[string]*try, t *try) bool {
+	for name, sub := range tries {
+		if strings.HasPrefix(name, t.name+"/") && sub.failed > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// cell makes a text fit into one cell of a table.
+func cell(s string) string {
+	return strings.Join(strings.Fields(strings.ReplaceAll(s, "|", `\|`)), " ")
+}
+
+func machine() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // it cannot fail with a valid pointer
+	return fmt.Sprintf("%s, Linux %s, %d CPUs, %s",
+		time.Now().UTC().Format(time.DateOnly), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), runtime.Version())
+}
+
+func main() {
+	tries, err := read(os.Stdin)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "reliability:", err)
+		os.Exit(1)
+	}
+	if write(os.Stdout, tries, machine()) {
+		fmt.Fprintln(os.Stderr, "reliability: a test failed")
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTable(t *testing.T) {
+	const output = `
+{"Action":"run","Test":"TestScenario11PidReuse"}
+{"Action":"run","Test":"TestScenario11PidReuse/ebpf"}
+{"Action":"attr","Test":"TestScenario11PidReuse/ebpf","Key":"times","Value":"300"}
+{"Action":"attr","Test":"TestScenario11PidReuse/ebpf","Key":"result","Value":"no signal | to a new owner"}
+{"Action":"pass","Test":"TestScenario11PidReuse/ebpf"}
+{"Action":"pass","Test":"TestScenario11PidReuse"}
+{"Action":"run","Test":"TestScenario02SlowReaper"}
+{"Action":"pass","Test":"TestScenario02SlowReaper"}
+{"Action":"run","Test":"TestScenario02SlowReaper"}
+{"Action":"pass","Test":"TestScenario02SlowReaper"}
+{"Action":"run","Test":"TestFaultLogDiskFull"}
+{"Action":"output","Test":"TestFaultLogDiskFull","Output":"    fault_test.go:99: the log stays\n"}
+{"Action":"fail","Test":"TestFaultLogDiskFull"}
+{"Action":"run","Test":"TestScenario31Clock"}
+{"Action":"output","Test":"TestScenario31Clock","Output":"    life_test.go:9: it needs a machine of its own\n"}
+{"Action":"skip","Test":"TestScenario31Clock"}
+{"Action":"run","Test":"TestSoak"}
+{"Action":"run","Test":"TestSoak/proc"}
+{"Action":"run","Test":"TestSoak/proc/case1"}
+{"Action":"pass","Test":"TestSoak/proc/case1"}
+{"Action":"attr","Test":"TestSoak/proc","Key":"times","Value":"66"}
+{"Action":"pass","Test":"TestSoak/proc"}
+{"Action":"pass","Test":"TestSoak"}
+{"Action":"fail"}`
+	tries, err := read(strings.NewReader(strings.TrimSpace(output)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if !write(&b, tries, "somewhere") {
+		t.Error("the failure is not told")
+	}
+	_, rows, _ := strings.Cut(b.String(), "|--:|---|---|--:|---|\n")
+	rows, missing, _ := strings.Cut(rows, "\n\n")
+	want := []string{
+		"| 2 | slow reaper: always some zombies, never an old one | `TestScenario02SlowReaper` | 2 | as it must be |",
+		"| 11 | pid reused between detection and any signal | `TestScenario11PidReuse/ebpf` | 300 | no signal \\| to a new owner |",
+		"| 31 | clock set back or forward | `TestScenario31Clock` | 0 | not run here: it needs a machine of its own |",
+		"|  | Fault log disk full | `TestFaultLogDiskFull` | 0 | **failed 1 of 1**: the log stays |",
+		"|  | Soak | `TestSoak/proc` | 66 | as it must be |",
+	}
+	if rows != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", rows, strings.Join(want, "\n"))
+	}
+	for _, say := range []string{"No test here: 1 (", "; 37 ("} {
+		if !strings.Contains(missing, say) {
+			t.Errorf("%q is not in %q", say, missing)
+		}
+	}
+}
+
+func TestNotJSON(t *testing.T) {
+	if _, err := read(strings.NewReader("ok kzr 1.2s\n")); err == nil {
+		t.Error("plain output was taken")
+	}
+}
