@@ -171,7 +171,7 @@ package-check: package ## that the packages hold what they should, and lintian
 	$(call need,lintian,lintian)
 	$(call need,rpm,rpm)
 	$(call need,systemd-analyze,systemd)
-	deploy/package/check.sh
+	VERSION='$(VERSION)' deploy/package/check.sh
 
 $(nfpm):
 	GOBIN=$(CURDIR)/.cache/bin CGO_ENABLED=0 go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)

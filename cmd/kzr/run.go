@@ -262,8 +262,8 @@ func (n *node) started(c config.Config) report.Event {
 		e.Message += " through /proc, as eBPF does not work here"
 		e.Attrs = append(e.Attrs, "why", oneLine(n.why.Error()))
 	}
-	for _, l := range n.host.Limitations() {
-		e.Attrs = append(e.Attrs, "limitation", l)
+	if l := n.host.Limitations(); len(l) > 0 {
+		e.Attrs = append(e.Attrs, "limitations", l)
 	}
 	return e
 }

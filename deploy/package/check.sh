@@ -1,28 +1,30 @@
 #!/bin/bash
-# Check the packages in dist/: lintian, that .deb and .rpm hold the same, and how
-# much of the system the unit is exposed to.
+# Check the packages of one version in dist/: lintian, that .deb and .rpm hold the
+# same, and how much of the system the unit is exposed to.
+#
+#	VERSION=1.2.3 check.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-lintian --no-cfg --tag-display-limit 0 --fail-on warning,error dist/*.deb
+lintian --no-cfg --tag-display-limit 0 --fail-on warning,error "dist/kzr_$VERSION"_*.deb
 
-for rpm in dist/*.rpm; do
+for rpm in "dist/kzr-$VERSION"-*.rpm; do
 	arch=$(rpm -qp --qf '%{ARCH}' "$rpm" | sed 's/x86_64/amd64/; s/aarch64/arm64/')
-	deb=(dist/kzr_*_"$arch".deb)
+	deb=dist/kzr_${VERSION}_$arch.deb
 	# What one has and the other not: where their zsh and their tools look.
 	rpm -qpl "$rpm" | grep -v -e ^/usr/share/licenses/ | sed s,/zsh/site-functions/,/zsh/vendor-completions/, | sort >"$scratch/rpm"
-	dpkg-deb --fsys-tarfile "${deb[0]}" | tar -t | sed -n 's,^\.\(.*[^/]\)$,\1,p' | grep -v ^/usr/share/lintian/ | sort >"$scratch/deb"
+	dpkg-deb --fsys-tarfile "$deb" | tar -t | sed -n 's,^\.\(.*[^/]\)$,\1,p' | grep -v ^/usr/share/lintian/ | sort >"$scratch/deb"
 	diff "$scratch/deb" "$scratch/rpm"
 	[ "$(rpm -qpc "$rpm")" = /etc/kzr/kzr.yaml ]
-	[ "$(dpkg-deb -I "${deb[0]}" conffiles)" = /etc/kzr/kzr.yaml ]
+	[ "$(dpkg-deb -I "$deb" conffiles)" = /etc/kzr/kzr.yaml ]
 done
 cat "$scratch/deb"
 
 # The unit as it is installed, and with each drop-in.
-dpkg-deb -x "${deb[0]}" "$scratch/root"
+dpkg-deb -x "$deb" "$scratch/root"
 units=$scratch/root/usr/lib/systemd/system
 systemd-analyze verify --root="$scratch/root" --man=no --recursive-errors=no kzr.service
 for dropin in '' "$scratch"/root/usr/share/kzr/*.conf; do

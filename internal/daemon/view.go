@@ -134,6 +134,9 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	}
 	host, _ := uname()
 	doc := report.Document{Time: time.Now(), Host: host, Parents: []report.Parent{}}
+	if h, err := d.opts.Proc.Host(); err == nil {
+		doc.Limitations = h.Limitations()
+	}
 	found, l, err := d.eye.all()
 	if err != nil {
 		return report.Document{}, err

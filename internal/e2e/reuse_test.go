@@ -270,6 +270,10 @@ func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*v
 		select {
 		case st := <-tr.stops:
 			v := victims[int(st.Result)]
+			if !v.proc.Alive() { // it came to its end on the way here
+				st.goOn()
+				continue
+			}
 			delete(victims, v.pid)
 			v.proc.Signal(unix.SIGKILL)
 			v.proc.WaitDead(patience)

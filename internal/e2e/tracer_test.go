@@ -130,7 +130,10 @@ func (tr *tracer) hold(wanted func(*call) bool) {
 // run is the tracer's thread. Only the thread that seized another may ask ptrace
 // for anything.
 func (tr *tracer) run(ready chan<- struct{}) {
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	runtime.LockOSThread()
+	// The thread must not end with the goroutine: some daemon may have been
+	// started by it, and would die with it (see Pdeathsig).
+	defer runtime.UnlockOSThread()
 	defer close(tr.done)
 
 	seized := map[int]*call{}
@@ -157,8 +160,9 @@ func (tr *tracer) run(ready chan<- struct{}) {
 	close(ready)
 	for {
 		var ws unix.WaitStatus
-		// Not the children of the test's other threads: those belong to os/exec.
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
+		// What is traced by this thread, but no child that it may have started in an
+		// earlier life: those belong to os/exec.
+		tid, err := unix.Wait4(-1, &ws, unix.WCLONE|unix.WNOTHREAD, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -204,7 +208,8 @@ func (tr *tracer) run(ready chan<- struct{}) {
 // stopped looks at a system call and holds the thread if that is wanted.
 func (tr *tracer) stopped(c *call) {
 	var info [88]byte // struct ptrace_syscall_info
-	if err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, c.Thread, uintptr(len(info)), uintptr(unsafe.Pointer(&info))); err != nil {
+	if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(c.Thread),
+		uintptr(len(info)), uintptr(unsafe.Pointer(&info)), 0, 0); e != 0 {
 		return
 	}
 	word := func(i int) uint64 { return binary.NativeEndian.Uint64(info[24+8*i:]) }

@@ -65,6 +65,9 @@ type Document struct {
 	// Omitted counts the parents with the fewest zombies that were left out to
 	// bound the size; it is absent where all are there.
 	Omitted int `json:"omitted,omitempty"`
+	// Limitations says, in sentences, what kzr cannot see from where it runs. With
+	// any, a parent that is missing and a count of 0 prove nothing.
+	Limitations []string `json:"limitations,omitempty"`
 }
 
 // Parent is one thread group with zombies.

@@ -30,8 +30,12 @@ const floor = 12
 // reader that is not a terminal.
 func WriteTable(w io.Writer, d Document, width int) error {
 	var b strings.Builder
+	zombies := count(d.Zombies, "zombie")
+	if len(d.Limitations) > 0 {
+		zombies += " seen"
+	}
 	fmt.Fprintf(&b, "%s: %s under %s, %d tasks (%s)\n", Sanitize(d.Host),
-		count(d.Zombies, "zombie"), count(len(d.Parents)+d.Omitted, "parent"), d.Tasks, Sanitize(string(d.Source)))
+		zombies, count(len(d.Parents)+d.Omitted, "parent"), d.Tasks, Sanitize(string(d.Source)))
 	if len(d.Parents) > 0 {
 		b.WriteByte('\n')
 		held := writeRows(&b, d.Parents, width)
