@@ -58,15 +58,17 @@ func Run(ctx context.Context, o Options) error {
 		defer close(done)
 		m.feed.follow(ctx, o.Source)
 	}()
-	program := []tea.ProgramOption{tea.WithContext(ctx), tea.WithoutSignalHandler(), tea.WithOutput(o.Output), tea.WithFPS(framesPerSecond)}
+	options := []tea.ProgramOption{tea.WithoutSignalHandler(), tea.WithOutput(o.Output), tea.WithFPS(framesPerSecond)}
 	if o.Input != nil { // nil would be no keyboard at all
-		program = append(program, tea.WithInput(o.Input))
+		options = append(options, tea.WithInput(o.Input))
 	}
-	_, err := tea.NewProgram(m, program...).Run()
-	ended := ctx.Err() != nil
+	p := tea.NewProgram(m, options...)
+	// Given the context, the program would close the terminal under its reader.
+	defer context.AfterFunc(ctx, p.Quit)()
+	_, err := p.Run()
 	stop()
 	<-done
-	if ended || errors.Is(err, tea.ErrInterrupted) {
+	if errors.Is(err, tea.ErrInterrupted) {
 		return nil // that is how one leaves
 	}
 	return err
