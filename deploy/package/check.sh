@@ -14,8 +14,8 @@ lintian --no-cfg --tag-display-limit 0 --fail-on warning,error "dist/kzr_$VERSIO
 for rpm in "dist/kzr-$VERSION"-*.rpm; do
 	arch=$(rpm -qp --qf '%{ARCH}' "$rpm" | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 	deb=dist/kzr_${VERSION}_$arch.deb
-	# What one has and the other not: where their zsh and their tools look.
-	rpm -qpl "$rpm" | grep -v -e ^/usr/share/licenses/ | sed s,/zsh/site-functions/,/zsh/vendor-completions/, | sort >"$scratch/rpm"
+	# Only where their zsh and their tools look differs, and that rpm owns directories.
+	rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$rpm" | sed -n 's/^-[^ ]* //p' | grep -v ^/usr/share/licenses/ | sed s,/zsh/site-functions/,/zsh/vendor-completions/, | sort >"$scratch/rpm"
 	dpkg-deb --fsys-tarfile "$deb" | tar -t | sed -n 's,^\.\(.*[^/]\)$,\1,p' | grep -v ^/usr/share/lintian/ | sort >"$scratch/deb"
 	diff "$scratch/deb" "$scratch/rpm"
 	[ "$(rpm -qpc "$rpm")" = /etc/kzr/kzr.yaml ]
@@ -26,10 +26,11 @@ cat "$scratch/deb"
 # The unit as it is installed, and with each drop-in.
 dpkg-deb -x "$deb" "$scratch/root"
 units=$scratch/root/usr/lib/systemd/system
+install -D /bin/kill "$scratch/root/bin/kill" # what it runs must be there
 systemd-analyze verify --root="$scratch/root" --man=no --recursive-errors=no kzr.service
-for dropin in '' "$scratch"/root/usr/share/kzr/*.conf; do
+for dropin in "" "$scratch"/root/usr/share/kzr/{cri,docker,metrics}.conf; do
 	rm -rf "$units/kzr.service.d"
-	[ -z "$dropin" ] || install -D "$dropin" "$units/kzr.service.d/${dropin##*/}"
+	[ -z "$dropin" ] || install -D -m 644 "$dropin" "$units/kzr.service.d/${dropin##*/}"
 	limit=15
 	[ "${dropin##*/}" != metrics.conf ] || limit=20
 	printf '%s ' "${dropin##*/}"
