@@ -68,7 +68,10 @@ func (d *daemon) links() map[string]int {
 			if _, err := fmt.Sscan(filepath.Base(file), &fd); err != nil {
 				d.t.Fatal(err)
 			}
-			found[strings.TrimSpace(kind)] = fd
+			if kind = strings.TrimSpace(kind); kind != "iter" {
+				kind = "tracing" // some kernels say raw_tracepoint
+			}
+			found[kind] = fd
 		}
 	}
 	return found

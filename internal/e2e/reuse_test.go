@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -172,14 +173,14 @@ func (s *site) startInside(z *zoo.Zoo, flags ...string) *daemon {
 	return d
 }
 
-// workloads are cgroups to count by: targets of one workload are ended one after
-// the other. Their paths are longer than that of any other cgroup the test runs
-// in, and so the ones that kzr takes for the name.
+// workloads are cgroups to count by, named as a runtime names a container's:
+// targets of one workload are ended one after the other.
 func workloads(t *testing.T, name string, n int) []*zoo.Cgroup {
 	t.Helper()
 	groups := make([]*zoo.Cgroup, n)
 	for i := range groups {
-		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%s-%d/%s", os.Getpid(), name, i, strings.Repeat("x", 200)))
+		id := sha256.Sum256(fmt.Appendf(nil, "%d %s %d", os.Getpid(), name, i))
+		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%s-%d/docker-%x.scope/%s", os.Getpid(), name, i, id, strings.Repeat("x", 200)))
 	}
 	return groups
 }
