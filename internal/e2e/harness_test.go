@@ -378,7 +378,12 @@ func (d *daemon) stop() {
 	}
 	asked := time.Now()
 	_ = syscall.Kill(d.pid, syscall.SIGTERM) // if it has ended by itself, Wait says how
-	late := time.AfterFunc(patience, func() { _ = syscall.Kill(d.pid, syscall.SIGKILL) })
+	// An nsenter in between stops itself when kzr is stopped.
+	_ = d.cmd.Process.Signal(syscall.SIGCONT)
+	late := time.AfterFunc(patience, func() {
+		_ = syscall.Kill(d.pid, syscall.SIGKILL)
+		_ = d.cmd.Process.Kill()
+	})
 	err := d.cmd.Wait()
 	late.Stop()
 	<-d.over
