@@ -271,7 +271,7 @@ func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*v
 		select {
 		case st := <-tr.stops:
 			v := victims[int(st.Result)]
-			if !v.proc.Alive() { // it came to its end on the way here
+			if v == nil || !v.proc.Alive() { // a stop left over from before, or it came to its end on the way here
 				st.goOn()
 				continue
 			}
