@@ -17,8 +17,12 @@ import (
 // Node is how full the machine's process table is.
 type Node struct {
 	Tasks int // threads and zombies, those that kzr cannot see included
-	Limit int // the lower of kernel.pid_max and kernel.threads-max
+	Limit int // of those: kernel.threads-max, or the pids that can be had if these are fewer
 }
+
+// lowPIDs are handed out once, after boot, and then left alone (RESERVED_PIDS in
+// kernel/pid.c).
+const lowPIDs = 300
 
 // Node reads the node's task count and limit. It fails where /proc shows only
 // processes (mounted with subset=pid).
@@ -35,7 +39,7 @@ func (s *Scanner) Node() (Node, error) {
 	if err != nil {
 		return Node{}, fmt.Errorf("reading %s/sys/kernel/threads-max: %w", s.path, err)
 	}
-	return Node{Tasks: tasks, Limit: min(pidMax, threads)}, nil
+	return Node{Tasks: tasks, Limit: min(pidMax-lowPIDs, threads)}, nil
 }
 
 // Offsets returns what kzr's time namespace adds to the kernel's clocks: what

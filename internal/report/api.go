@@ -51,7 +51,7 @@ type Status struct {
 	UnderPressure bool    `json:"underPressure"` // whether the node is over it now
 
 	Tasks      int `json:"tasks"`
-	TasksLimit int `json:"tasksLimit"` // the lower of pid_max and threads-max, 0 if unknown
+	TasksLimit int `json:"tasksLimit"` // the lower of threads-max and pid_max less 300, 0 if unknown
 	Zombies    int `json:"zombies"`
 	Parents    int `json:"parents"`  // with at least one zombie
 	Suspects   int `json:"suspects"` // at or over the threshold, grace not over
