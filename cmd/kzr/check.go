@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/probe"
@@ -128,14 +126,9 @@ func (r *checklist) limits(proc *procscan.Scanner) {
 
 // signals checks that kzr may signal any process: CAP_KILL, and pidfds.
 func (r *checklist) signals() {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	switch err := unix.Capget(&head, &data[0]); {
-	case err != nil:
-		r.fail("permission to signal", "kzr needs capget(2)", err)
-	case data[0].Effective&(1<<unix.CAP_KILL) == 0:
-		r.fail("permission to signal", "run kzr as root or give it CAP_KILL", errors.New("no CAP_KILL"))
-	default:
+	if err := reaper.MaySignal(); err != nil {
+		r.fail("permission to signal", "run kzr as root or give it CAP_KILL", err)
+	} else {
 		r.pass("permission to signal", "CAP_KILL")
 	}
 	if err := reaper.Rehearse(); err != nil { // as kzr run does

@@ -192,6 +192,9 @@ func (s *service) Status() report.Status {
 	st.Mode = string(s.config.Mode)
 	st.Since, st.LogDropped = s.since, s.lines.Dropped()
 	s.node.complete(&st)
+	if err := reaper.MaySignal(); err != nil {
+		st.Problems = append(st.Problems, err.Error())
+	}
 	return st
 }
 
@@ -262,7 +265,11 @@ func (n *node) started(c config.Config) report.Event {
 		e.Message += " through /proc, as eBPF does not work here"
 		e.Attrs = append(e.Attrs, "why", oneLine(n.why.Error()))
 	}
-	if l := n.host.Limitations(); len(l) > 0 {
+	l := n.host.Limitations()
+	if err := reaper.MaySignal(); err != nil {
+		l = append(l, err.Error())
+	}
+	if len(l) > 0 {
 		e.Attrs = append(e.Attrs, "limitations", l)
 	}
 	return e

@@ -195,8 +195,8 @@ func TestUnprivileged(t *testing.T) {
 
 	k := s.startIn("nobody", "--mode=auto")
 	e := k.await("started", func(e event) bool { return e.Event == "started" })
-	if e.Source != "proc" || e.Why == "" || !strings.Contains(e.line, "no CAP_SYS_PTRACE") {
-		t.Errorf("it does not say why it uses /proc and what it cannot see: %s", e.line)
+	if e.Source != "proc" || e.Why == "" || !strings.Contains(e.line, "no CAP_SYS_PTRACE") || !strings.Contains(e.line, "no CAP_KILL") {
+		t.Errorf("it does not say why it uses /proc, what it cannot see and that it cannot signal: %s", e.line)
 	}
 	// It can end what its own user started, and that is all.
 	k.saw(own.PID, "terminated")

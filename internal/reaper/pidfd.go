@@ -119,6 +119,23 @@ func readable(fd int) (bool, error) {
 	}
 }
 
+// ErrNoKill says that kzr can signal only what runs as its own user.
+var ErrNoKill = errors.New("no CAP_KILL: processes of other users cannot be signalled")
+
+// MaySignal says whether kzr may signal any process of its user namespace: nil,
+// [ErrNoKill], or why that cannot be known.
+func MaySignal() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return fmt.Errorf("reading kzr's capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_KILL) == 0 {
+		return ErrNoKill
+	}
+	return nil
+}
+
 // Rehearse makes the system calls of a ladder on kzr itself, with the signal
 // that does nothing, so that a kernel or a seccomp filter that refuses one of
 // them does so when kzr starts, and not when a node depends on it.
