@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kzr/internal/advice"
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/policy"
@@ -496,26 +497,8 @@ func (d *Daemon) say(name string, reason policy.Reason, f finding, message strin
 }
 
 func because(f finding) string {
-	switch f.reason {
-	case policy.Protected:
-		return "it is never signalled: pid 1, a kernel thread, kzr's own, or the host's infrastructure"
-	case policy.OutOfScope:
-		return "it is in no container, and the scope is containers"
-	case policy.ByRule:
-		if f.rule.Unsure {
-			return "its rule may say observe: the container's name is not known"
-		}
-		return "its rule says observe"
-	case policy.Traced:
-		return "it is being traced; kzr looks again every second"
-	case policy.Stopped:
-		return "it is stopped; kzr looks again every second"
-	case policy.Frozen:
-		return "its cgroup is frozen; kzr looks again every second"
-	case policy.Dying:
-		return "it is dying already; kzr looks again every second"
-	case policy.Uninterruptible:
-		return "it is in uninterruptible sleep; kzr looks again every second"
+	if f.reason == policy.ByRule && f.rule.Unsure {
+		return "its rule may say observe: the container's name is not known"
 	}
-	return "it is spared"
+	return advice.Because(f.reason)
 }

@@ -37,6 +37,7 @@ type eye struct {
 
 	mu      sync.Mutex // held while a snapshot is taken, so that they apply in order
 	tracker tracker.Tracker
+	began   time.Duration // when the last snapshot of the whole node began
 	last    last
 	album   album
 	rules
@@ -85,7 +86,7 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 	if err != nil {
 		return last{}, err
 	}
-	e.tracker.Apply(s)
+	e.apply(s)
 	took := s.Ended - s.Began
 	e.last = last{
 		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, cpuTime()-began),
@@ -93,6 +94,12 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 	}
 	e.swept(e.last)
 	return e.last, nil
+}
+
+// apply takes in a snapshot of the whole node. The caller holds mu.
+func (e *eye) apply(s *task.Snapshot) {
+	e.tracker.Apply(s)
+	e.began = s.Began
 }
 
 // finding is what a look at one parent found.
@@ -237,15 +244,20 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 // pressureTermTimeout is the wait after SIGTERM when pids run out.
 const pressureTermTimeout = time.Second
 
-// Holders implements [reaper.Judge].
+// Holders implements [reaper.Judge]. Fifty ladders that end at once need one
+// snapshot and not fifty: one that began while this call waited for its turn is
+// as good as its own.
 func (e *eye) Holders(ctx context.Context, zombies []task.Zombie) (map[task.ID]int, error) {
+	asked := task.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s, err := e.source.Snapshot(ctx)
-	if err != nil {
-		return nil, err
+	if e.began <= asked {
+		s, err := e.source.Snapshot(ctx)
+		if err != nil {
+			return nil, err
+		}
+		e.apply(s)
 	}
-	e.tracker.Apply(s)
 	held := map[task.ID]int{}
 	for p := range e.tracker.Parents() {
 		for _, z := range zombies {
