@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,14 +17,12 @@ import (
 	"kzr/internal/zoo"
 )
 
-// hiatus is how long kzr is stopped: many times its waits, which is what a
-// minute is to the default ones.
-const hiatus = 10 * time.Second
-
 // kzr is stopped by SIGSTOP, as by an operator or a debugger, and goes on. What
 // it thought before counts for nothing then; what is true now does.
 func TestFaultStoppedDaemon(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
+		// Many times its waits, which is what a minute is to the default ones.
+		hiatus := time.Duration(often(t, "KZR_STOP_SECONDS", 10)) * time.Second
 		s := newSite(t)
 		k := s.start(mode, "--scope=all", "--nudge=8s")
 		t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
@@ -75,6 +75,33 @@ func TestFaultStoppedDaemon(t *testing.T) {
 			t.Errorf("signal to the dead: %s", e.line)
 		}
 		record(t, 6, fmt.Sprintf("stopped for %v in the middle of three ladders: who had reaped or died got no further signal, who had not was ended", hiatus))
+	})
+}
+
+// /proc is unmounted under the running kzr, as by an administrator's slip: it
+// holds the mount that it began with, and goes on.
+func TestFaultProcUnmounted(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.startIn("mntns", mode, "--scope=all", "--sweep-interval=1s")
+		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		k.saw(z.PID, "terminated")
+		// A slave of the machine's mounts no more (mntns): nothing else sees it.
+		if out, err := exec.Command("nsenter", "--target", strconv.Itoa(k.pid), "--mount", "--", "umount", "--lazy", "/proc").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/proc/self", k.pid)); err == nil {
+			t.Fatal("there still is a /proc where kzr runs")
+		}
+		pod := zoo.NewCgroup(t, "pids", "docker/"+containerID(t))
+		z = zoo.Start(t, "cgroup=%s exec=%s leak=20 serve", pod.Dir, s.exe)
+		good := zoo.Start(t, "exec=%s fresh=30,age=200 serve", s.exe)
+		if e := k.saw(z.PID, "terminated"); e.Container != filepath.Base(pod.Dir) || e.Exe != s.exe {
+			t.Errorf("who it was: %s", e.line)
+		}
+		k.silentAbout(0, good.PID)
+		alive(t, good.Proc)
+		record(t, 1, "without /proc at its place: the target was found, named and removed all the same")
 	})
 }
 

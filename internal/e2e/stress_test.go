@@ -201,10 +201,17 @@ func (s *site) wantAnswer(path string, into any) {
 func TestScenario22Storm(t *testing.T) {
 	n := often(t, "KZR_STORM", 60_000)
 	roomFor(t, n+100_000, 4<<20)
+	// One after the other: it is the machine's memory that they fill.
+	for _, mode := range []string{"ebpf", "proc"} {
+		t.Run(mode, func(t *testing.T) { storm(t, "--mode="+mode, n) })
+	}
+}
+
+func storm(t *testing.T, mode string, n int) {
 	s := newSite(t)
 	patient := strings.Replace(s.rule(), "}}", "}, grace: 1h}", 1)
 	s.configure("", patient)
-	k := s.start("--mode=ebpf", "--scope=all", "--threshold=50", "--sweep-interval=10s", s.socket())
+	k := s.start(mode, "--scope=all", "--threshold=50", "--sweep-interval=10s", s.socket())
 	before := k.usage()
 	z := zoo.Start(t, "exec=%s serve", s.exe)
 
