@@ -26,11 +26,11 @@ done
 # ten times slower: what measures time or needs a storm is left to `make test`.
 kernel_tests() {
 	cat <<-'END'
-		probe
+		probe -test.short
 		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotInAStorm|TestVeryManyChildrenNeedAWalk
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more
 		tracker
-		e2e -test.parallel=3 -test.run=Scenario(03|04|08|09|10|13|29)|Scenario28MachineFull
+		e2e -test.parallel=4 -test.run=Scenario(03|04|08|09|10|13|29|31)|Scenario28MachineFull
 	END
 }
 
