@@ -46,7 +46,7 @@ run: build ## build kzr and run it on this node; flags in ARGS="--dry-run …"
 # sees the one process table that all share, and a daemon under test would act on
 # another package's leaker. Compiling needs no such care, so that comes first.
 # The storms and the soak have deadlines that only a machine with nothing else to
-# do can hold: make reliability runs them.
+# do can hold: make test-hostile runs them, and make reliability at length.
 hostile = ^Test(Soak|Fault|Scenario(11|22|23|28|29|33|34))
 
 .PHONY: test
@@ -60,6 +60,13 @@ test: ## all tests, with the race detector, on this kernel
 	@for p in containerd dockerd podman runc; do \
 		command -v $$p >/dev/null || echo "not tested with $$p, which is not installed: see make test-runtimes"; \
 	done
+
+.PHONY: test-hostile
+test-hostile: ## the rest: storms, faults and DURATION of soak, on a machine with nothing else to do
+	$(root)
+	$(call need,cc,gcc libc6-dev)
+	$(call need,ps,procps)
+	KZR_SOAK=$(DURATION) CGO_ENABLED=1 go test -race -count=1 -timeout 0 -run '$(hostile)' $(TESTFLAGS) ./internal/e2e
 
 # They get state, sockets and cgroups of their own, beside those of the machine.
 # Where systemd runs, Debian's packages also start a dockerd for the machine.
@@ -88,7 +95,7 @@ reliability: ## run all that is to be survived, at length, and write docs/RELIAB
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
 	@mkdir -p .cache
-	KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=480000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 \
+	KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=500000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 KZR_STOP_SECONDS=60 \
 		go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
 	go run ./internal/reliability <.cache/reliability.json >docs/RELIABILITY.md
 
