@@ -25,6 +25,7 @@ type procJudge struct {
 	grace       time.Duration
 	nudge, term time.Duration
 	reason      policy.Reason // said of everybody, if not empty
+	pressed     bool          // said of everybody
 	after       func(task.ID) // called when a look has been taken
 	first       map[task.Zombie]time.Duration
 	looks       map[task.ID]int
@@ -69,7 +70,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	if err != nil {
 		return Look{}, err
 	}
-	look := Look{Process: process, Rule: "test", Nudge: j.nudge, TermTimeout: j.term}
+	look := Look{Process: process, Rule: "test", Pressed: j.pressed, Nudge: j.nudge, TermTimeout: j.term}
 	if children := snap.Parents[id]; children != nil {
 		look.Reapable = len(children.Reapable)
 		for _, z := range children.Reapable {

@@ -28,12 +28,12 @@ var steps = []struct {
 
 const (
 	nudgeRounds = 10 // after so many nudges it must hold fewer zombies than before them
-	lookTries   = 10 // looks that may fail in a row
+	lookTries   = 10 // looks, and tries to open a pidfd, that may fail in a row
 	sampleSize  = 64 // zombies followed after their parent's death
 )
 
 // ladder is what is done to one parent, from the pidfd on. Only its goroutine
-// touches it, except for status.
+// touches it, except for status and waiting.
 //
 // Why no signal can reach anybody but the parent that met the rule: call the
 // process that the pidfd was opened for P; the pidfd means P for good, and
@@ -50,7 +50,8 @@ type ladder struct {
 	r        *Reaper
 	id       task.ID
 	workload string
-	status   Status // guarded by r.mu
+	status   Status  // guarded by r.mu
+	waiting  *ticket // for an answer, nil if none is; guarded by r.mu
 
 	proc   *pidfd
 	ticket *ticket // leave to kill, nil if there is none
@@ -80,16 +81,24 @@ func (l *ladder) run(ctx context.Context) Outcome {
 	return *l.climb(ctx)
 }
 
-// begin opens the pidfd.
+// begin opens the pidfd, again and again if no descriptor is free for it.
 func (l *ladder) begin(ctx context.Context) *Outcome {
-	var err error
-	switch l.proc, err = openPidfd(l.id.PID); {
-	case errors.Is(err, errGone):
-		return l.ended(ctx)
-	case err != nil:
-		return l.failed(err)
+	for failures := 1; ; failures++ {
+		var err error
+		switch l.proc, err = openPidfd(l.id.PID); {
+		case err == nil:
+			return nil
+		case errors.Is(err, errGone):
+			return l.ended(ctx)
+		case failures == lookTries:
+			return l.failed(err)
+		}
+		select {
+		case <-time.After(l.r.timing.look):
+		case <-ctx.Done():
+			return l.cancelled()
+		}
 	}
-	return nil
 }
 
 func (l *ladder) climb(ctx context.Context) *Outcome {
@@ -355,7 +364,7 @@ func (l *ladder) send(ctx context.Context, sig unix.Signal, message string) *Out
 	l.pause = l.seen.Nudge
 	if lethal {
 		l.pause = l.seen.TermTimeout
-		l.ticket.spend()
+		l.ticket.spend(l.dryRun)
 	}
 	if l.dryRun {
 		message = "dry run, not sent: " + message
@@ -399,11 +408,16 @@ func (l *ladder) forget() {
 // takeTicket gets leave to kill, and waits if it must.
 func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 	l.ticket = l.r.limits.take(l.workload)
+	if l.seen.Pressed {
+		l.ticket.hurry()
+	}
 	select {
 	case <-l.ticket.answer:
 	default:
 		l.putOff(policy.RateLimited, "its turn comes when the limits leave room")
 		l.forget()
+		l.queued(l.ticket)
+		defer l.queued(nil)
 		select {
 		case <-l.ticket.answer:
 		case <-l.proc.dead:
@@ -416,6 +430,13 @@ func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 		return l.exhausted(until)
 	}
 	return nil
+}
+
+// queued notes for [Reaper.Hurry] what ticket the ladder waits for, nil for none.
+func (l *ladder) queued(t *ticket) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.waiting = t
 }
 
 // returnTicket gives leave to kill that was not used to whoever is next.
@@ -521,7 +542,7 @@ func (l *ladder) rehearsed() *Outcome {
 // failed ends a ladder that cannot go on.
 func (l *ladder) failed(err error) *Outcome {
 	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error()})
-	return &Outcome{Result: GaveUp, Err: err}
+	return &Outcome{Result: GaveUp, Err: err, Signals: l.signals}
 }
 
 // cancelled ends the ladder because kzr stops. If signals were sent, the trail

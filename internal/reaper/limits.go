@@ -13,8 +13,8 @@ import (
 // windows slide.
 //
 // A ladder that is about to kill takes a ticket. The answer comes at once if
-// there is room; otherwise the ticket waits, first come first served. A granted
-// ticket holds its place in both windows from the grant on, so ladders that run
+// there is room; otherwise the ticket waits, first come first served, but for
+// those in a hurry, who come first. A granted ticket holds its place in both windows from the grant on, so ladders that run
 // side by side cannot overshoot, and it holds its workload, so a second victim
 // there waits until the first is gone: killing a container's init takes
 // everything else in it along.
@@ -24,16 +24,21 @@ import (
 type limits struct {
 	mu        sync.Mutex
 	set       config.Limits
-	kills     []time.Time // on the node, of the last minute, oldest first
-	reserved  int         // tickets granted and not yet spent
+	kills     []kill // on the node, of the last minute, oldest first
+	reserved  int    // tickets granted and not yet spent
 	workloads map[string]*workload
 	queue     []*ticket // not yet answered
 	wake      *time.Timer
 }
 
 type workload struct {
-	kills  []time.Time // of the last window, oldest first
-	holder *ticket     // whose victim is not gone yet
+	kills  []kill  // of the last window, oldest first
+	holder *ticket // whose victim is not gone yet
+}
+
+type kill struct {
+	at        time.Time
+	rehearsed bool // in a dry run: nobody was killed
 }
 
 // ticket is one ladder's leave to kill.
@@ -43,6 +48,7 @@ type ticket struct {
 	answer   chan struct{} // closed at the answer
 	refused  time.Time     // if not zero: the workload has no kill left before this
 	spent    bool
+	urgent   bool
 }
 
 func newLimits(set config.Limits) *limits {
@@ -58,13 +64,14 @@ func (l *limits) change(set config.Limits) {
 	l.admit()
 }
 
-// forget drops all kills that were counted.
+// forget drops the kills that were none.
 func (l *limits) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.kills = nil
+	rehearsed := func(k kill) bool { return k.rehearsed }
+	l.kills = slices.DeleteFunc(l.kills, rehearsed)
 	for _, w := range l.workloads {
-		w.kills = nil
+		w.kills = slices.DeleteFunc(w.kills, rehearsed)
 	}
 }
 
@@ -84,7 +91,7 @@ func (l *limits) exhaustedLocked(w *workload) time.Time {
 	case w == nil || len(w.kills) < allowed:
 		return time.Time{}
 	default:
-		return w.kills[len(w.kills)-allowed].Add(l.set.PerWorkload.Window)
+		return w.kills[len(w.kills)-allowed].at.Add(l.set.PerWorkload.Window)
 	}
 }
 
@@ -99,8 +106,29 @@ func (l *limits) take(name string) *ticket {
 	return t
 }
 
+// hurry puts the ticket before those that can wait.
+func (t *ticket) hurry() {
+	l := t.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.urgent {
+		return
+	}
+	t.urgent = true
+	slices.SortStableFunc(l.queue, func(a, b *ticket) int {
+		switch {
+		case a.urgent == b.urgent:
+			return 0
+		case a.urgent:
+			return -1
+		}
+		return 1
+	})
+	l.admit()
+}
+
 // spend counts the kill. The ticket must have been granted.
-func (t *ticket) spend() {
+func (t *ticket) spend(rehearsed bool) {
 	l := t.limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -108,10 +136,10 @@ func (t *ticket) spend() {
 		return
 	}
 	t.spent = true
-	now, w := time.Now(), l.workloads[t.workload]
+	k, w := kill{time.Now(), rehearsed}, l.workloads[t.workload]
 	l.reserved--
-	l.kills = append(l.kills, now)
-	w.kills = append(w.kills, now)
+	l.kills = append(l.kills, k)
+	w.kills = append(w.kills, k)
 	l.admit() // no room was made, but the moment at which there will be is now known
 }
 
@@ -159,7 +187,7 @@ func (l *limits) admit() {
 		l.wake = nil
 	}
 	if len(l.queue) > 0 && len(l.kills) > 0 {
-		l.wake = time.AfterFunc(l.kills[0].Add(time.Minute).Sub(now), func() {
+		l.wake = time.AfterFunc(l.kills[0].at.Add(time.Minute).Sub(now), func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.admit()
@@ -178,11 +206,11 @@ func (l *limits) prune(now time.Time) {
 	}
 }
 
-// since drops the moments up to and including start.
-func since(moments []time.Time, start time.Time) []time.Time {
+// since drops the kills up to and including start.
+func since(kills []kill, start time.Time) []kill {
 	n := 0
-	for n < len(moments) && !moments[n].After(start) {
+	for n < len(kills) && !kills[n].at.After(start) {
 		n++
 	}
-	return slices.Delete(moments, 0, n)
+	return slices.Delete(kills, 0, n)
 }

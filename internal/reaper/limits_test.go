@@ -33,14 +33,14 @@ func set(perMinute, kills int, window time.Duration) config.Limits {
 	return config.Limits{KillsPerMinute: perMinute, PerWorkload: config.PerWorkload{Kills: kills, Window: window}}
 }
 
-// kill takes what a ladder takes for one victim that dies at once.
-func kill(t *testing.T, l *limits, name string) {
+// killIn takes what a ladder takes for one victim that dies at once.
+func killIn(t *testing.T, l *limits, name string) {
 	t.Helper()
 	ticket := l.take(name)
 	if !granted(ticket) {
 		t.Fatalf("no leave to kill in %s", name)
 	}
-	ticket.spend()
+	ticket.spend(false)
 	ticket.leave()
 }
 
@@ -65,7 +65,7 @@ func TestKillsPerMinute(t *testing.T) {
 				n++
 				order = append(order, i)
 				moments = append(moments, time.Since(start))
-				ticket.spend()
+				ticket.spend(false)
 				ticket.leave()
 			}
 			if n == 0 {
@@ -102,9 +102,9 @@ func TestReservation(t *testing.T) {
 		if !granted(c) || granted(d) {
 			t.Fatal("want leave for c when a gives way, and not for d")
 		}
-		b.spend()
+		b.spend(false)
 		b.leave()
-		c.spend()
+		c.spend(false)
 		c.leave()
 		c.leave() // once more is harmless
 		if granted(d) {
@@ -127,7 +127,7 @@ func TestPerWorkload(t *testing.T) {
 		l := newLimits(set(1000, 3, time.Hour))
 		start := time.Now()
 		for range 3 {
-			kill(t, l, "pod")
+			killIn(t, l, "pod")
 			time.Sleep(10 * time.Minute)
 		}
 		until := l.exhausted("pod")
@@ -139,7 +139,7 @@ func TestPerWorkload(t *testing.T) {
 			t.Error("a fourth kill was not refused until then")
 		}
 		late.leave()
-		kill(t, l, "other") // has its own
+		killIn(t, l, "other") // has its own
 		time.Sleep(time.Until(until) - time.Millisecond)
 		if l.exhausted("pod").IsZero() {
 			t.Error("a kill is left too early")
@@ -148,7 +148,7 @@ func TestPerWorkload(t *testing.T) {
 		if !l.exhausted("pod").IsZero() {
 			t.Error("no kill is left when the first has left the window")
 		}
-		kill(t, l, "pod")
+		killIn(t, l, "pod")
 		if want := start.Add(70 * time.Minute); !l.exhausted("pod").Equal(want) {
 			t.Errorf("the window does not slide: nothing left until %v, want %v", l.exhausted("pod"), want)
 		}
@@ -163,7 +163,7 @@ func TestOneAtATimePerWorkload(t *testing.T) {
 		if !granted(first) || granted(second) || !granted(other) {
 			t.Fatal("want leave for the first of each workload")
 		}
-		first.spend()
+		first.spend(false)
 		time.Sleep(time.Hour / 2)
 		if granted(second) {
 			t.Fatal("leave for a second victim while the first is not gone")
@@ -172,7 +172,7 @@ func TestOneAtATimePerWorkload(t *testing.T) {
 		if !granted(second) {
 			t.Fatal("no leave for the second when the first is gone")
 		}
-		second.spend()
+		second.spend(false)
 		if !refused(third) {
 			t.Fatal("the third waits for kills that its workload does not have")
 		}
@@ -182,10 +182,63 @@ func TestOneAtATimePerWorkload(t *testing.T) {
 	})
 }
 
+// Who is in a hurry comes next, however many wait, and takes no kill that is not
+// there.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(1, 3, time.Hour))
+		killIn(t, l, "a")
+		b, c, d, e := l.take("b"), l.take("c"), l.take("d"), l.take("e")
+		d.hurry()
+		e.hurry()
+		d.hurry()
+		for _, next := range []*ticket{d, e, b, c} {
+			time.Sleep(time.Minute - time.Millisecond)
+			if granted(next) {
+				t.Fatalf("leave for %s before the minute was over", next.workload)
+			}
+			time.Sleep(time.Millisecond)
+			if !granted(next) {
+				t.Fatalf("it is not the turn of %s", next.workload)
+			}
+			next.spend(false)
+			next.leave()
+		}
+		b.hurry() // too late to matter
+	})
+}
+
+// A dry run that ends has killed nobody, but what was killed before it counts.
+func TestRehearsedKillsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(3, 2, time.Hour))
+		killIn(t, l, "pod")
+		for range 2 {
+			ticket := l.take("pod")
+			if granted(ticket) {
+				ticket.spend(true)
+			}
+			ticket.leave()
+		}
+		if l.exhausted("pod").IsZero() {
+			t.Fatal("a dry run shows no limit")
+		}
+		l.forget()
+		killIn(t, l, "pod")
+		if l.exhausted("pod").IsZero() {
+			t.Error("the kill before the dry run was forgotten")
+		}
+		killIn(t, l, "other")
+		if ticket := l.take("another"); granted(ticket) {
+			t.Error("a fourth kill in this minute")
+		}
+	})
+}
+
 func TestChangedLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimits(set(1, 1, time.Hour))
-		kill(t, l, "a")
+		killIn(t, l, "a")
 		b := l.take("b")
 		if granted(b) {
 			t.Fatal("two kills in a minute")
@@ -195,7 +248,7 @@ func TestChangedLimits(t *testing.T) {
 			t.Fatal("more room does not reach who waits")
 		}
 		b.leave()
-		kill(t, l, "a")
+		killIn(t, l, "a")
 		l.change(set(2, 1, time.Hour))
 		if l.exhausted("a").IsZero() {
 			t.Error("kills before the change do not count")
@@ -214,7 +267,7 @@ func TestLimitsAreBounded(t *testing.T) {
 		for i := range 2000 {
 			name := "pod-" + time.Duration(i).String()
 			l.exhausted(name)
-			kill(t, l, name)
+			killIn(t, l, name)
 			time.Sleep(10 * time.Second)
 		}
 		if n := len(l.workloads); n > 361 {

@@ -36,6 +36,9 @@ type Look struct {
 	// with Since filled in and the same in every look. The reaper only reads
 	// them and lets go of them soon.
 	Zombies []task.Zombie
+	// Pressed says that a limit on pids is nearly reached and its zombies are why:
+	// its turn comes before that of others.
+	Pressed bool
 	// Nudge and TermTimeout are the waits after SIGCHLD and SIGTERM, as
 	// configuration and pressure leave them; 0 skips the step.
 	Nudge, TermTimeout time.Duration
@@ -85,8 +88,9 @@ type Outcome struct {
 	// Until is when it makes sense to act on this parent again, zero if the
 	// caller is to judge: with the reason [policy.Backoff] the moment at which
 	// its workload has a kill left.
-	Until time.Time
-	Err   error // of GaveUp
+	Until   time.Time
+	Err     error // of GaveUp
+	Signals int   // of GaveUp: how many were really sent
 	// Moved holds, of Terminated, the parents that got its zombies and have not
 	// reaped them, with how many of a sample of up to 64 each of them holds.
 	Moved map[task.ID]int
@@ -173,6 +177,20 @@ func (r *Reaper) Act(id task.ID, workload string) bool {
 	return true
 }
 
+// Hurry lets a ladder that waits for the limits go before the others: its
+// parent's zombies have become the reason why pids run out.
+func (r *Reaper) Hurry(id task.ID) {
+	r.mu.Lock()
+	var waiting *ticket
+	if l := r.ladders[id]; l != nil {
+		waiting = l.waiting
+	}
+	r.mu.Unlock()
+	if waiting != nil {
+		waiting.hurry()
+	}
+}
+
 func (r *Reaper) isDryRun() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -201,7 +219,7 @@ func (r *Reaper) Set(set Settings) {
 	r.dryRun = set.DryRun
 	r.mu.Unlock()
 	if rehearsed {
-		r.limits.forget() // nobody was killed
+		r.limits.forget()
 	}
 	r.limits.change(set.Limits)
 }

@@ -729,6 +729,77 @@ func TestRateLimited(t *testing.T) {
 	}
 }
 
+// One whose zombies have become the reason why pids run out goes before those who
+// came first, whether that shows when it comes or while it waits.
+func TestPressedComesFirst(t *testing.T) {
+	for _, early := range []bool{true, false} {
+		t.Run(fmt.Sprint("when it comes ", early), func(t *testing.T) {
+			set := plenty
+			set.Limits.KillsPerMinute = 1
+			judge := newJudge(t)
+			judge.nudge = 0
+			r := newRig(t, judge, set)
+			start := func() (*zoo.Zoo, task.ID) {
+				z := zoo.Start(t, "leak=5 serve")
+				id := r.act(z.Proc)
+				zoo.Within(t, soon, "its turn, or none", func() bool { return len(r.said(z.PID)) > 0 })
+				return z, id
+			}
+			first, _ := start()
+			first.WaitDead(soon)
+			second, _ := start()
+			if early {
+				judge.set(func() { judge.pressed = true })
+			}
+			culprit, id := start()
+			if !early {
+				r.Hurry(id)
+			}
+			r.wantStory(culprit.PID, "spared rate_limited")
+			set.Limits.KillsPerMinute = 2
+			r.Set(set)
+			culprit.WaitDead(soon)
+			if !second.Alive() {
+				t.Error("the other one died in spite of the limit")
+			}
+			r.Hurry(id) // it is gone
+		})
+	}
+}
+
+// No descriptor is free for a pidfd: the ladder waits for one, and does not give
+// its parent up for what is not its fault.
+func TestNoDescriptorForAPidfd(t *testing.T) {
+	r := newRig(t, newJudge(t), plenty)
+	z := zoo.Start(t, "leak=5 serve")
+	id := idOf(t, z.Proc)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	restore := sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(restore)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	if !r.Act(id, "") {
+		t.Fatal("no ladder was started")
+	}
+	time.Sleep(3 * r.timing.look)
+	if _, running := r.Status(id); !running {
+		t.Error("it was given up at once")
+	}
+	restore()
+	z.WaitDead(soon)
+	if out := r.outcome(id); out.Result != Terminated {
+		t.Errorf("%+v", out)
+	}
+}
+
 // In one workload the second victim has its turn when the first is gone, and is
 // looked at again then; and no more die than allowed.
 func TestPerWorkloadOneByOne(t *testing.T) {
