@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"kzr/internal/task"
 )
@@ -286,7 +287,9 @@ func (p *Probe) snapshot(ctx context.Context, only int) (*task.Snapshot, error) 
 		if errors.Is(err, io.EOF) {
 			return nil, ErrTruncated
 		}
-		if err != nil {
+		// A million tasks in a row without a zombie to tell of (MAX_ITER_OBJECTS in
+		// kernel/bpf/bpf_iter.c): the next read goes on from there.
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
 			return nil, fmt.Errorf("reading the task iterator: %w", err)
 		}
 	}
