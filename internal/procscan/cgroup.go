@@ -93,8 +93,14 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
+// chainMax is how many ancestors of a cgroup are looked at, the outermost: more
+// than any runtime makes. Whoever may make cgroups can make them two thousand
+// deep, and looking costs with the square of that.
+const chainMax = 32
+
 // chain lists a cgroup and its ancestors, from the inside outwards, as paths
-// below the mount. It is empty for a cgroup that the mount does not show.
+// below the mount; of a deep one itself and the outermost. It is empty for a
+// cgroup that the mount does not show.
 func (m *mount) chain(cgroup string) []string {
 	if !m.ok || !strings.HasPrefix(cgroup, "/") || slices.Contains(strings.Split(cgroup, "/"), "..") {
 		return nil
@@ -111,13 +117,18 @@ func (m *mount) chain(cgroup string) []string {
 		p = strings.TrimRight(p, "/")
 		list = append(list, p)
 	}
+	if n := len(list); n > chainMax {
+		list = slices.Delete(list, 1, n-chainMax)
+	}
 	return append(list, ".")
 }
 
-// read returns a cgroup file's text, "" if there is no such file.
+// read returns a cgroup file's text, "" if there is no such file, or it is deeper
+// down than a path can reach: who may make cgroups can make them that deep.
 func (m *mount) read(cgroup, file string) (string, error) {
 	b, err := readAll(m.dir, cgroup+"/"+file, 4096)
-	if gone(err) || errors.Is(err, unix.ENODEV) { // removed while it was read
+	if gone(err) || errors.Is(err, unix.ENODEV) || // removed while it was read
+		errors.Is(err, unix.ENAMETOOLONG) {
 		return "", nil
 	}
 	return strings.TrimSpace(string(b)), err
@@ -181,13 +192,15 @@ func (m *mount) frozen(cgroup string) (bool, error) {
 }
 
 func (m *mount) frozenV1(cgroup string) (bool, error) {
-	chain := m.chain(cgroup)
-	if len(chain) == 0 {
-		return false, nil
+	for _, c := range m.chain(cgroup) {
+		// FREEZING and FROZEN include what the ancestors ask for, so the first that
+		// can be read tells.
+		state, err := m.read(c, "freezer.state")
+		if err != nil || state != "" {
+			return err == nil && state != "THAWED", err
+		}
 	}
-	// FREEZING and FROZEN include what the ancestors ask for.
-	state, err := m.read(chain[0], "freezer.state")
-	return err == nil && state != "" && state != "THAWED", err
+	return false, nil
 }
 
 // PidsLimit is what a pids cgroup may hold and holds.

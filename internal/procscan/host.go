@@ -72,12 +72,14 @@ func (s *Scanner) host() (Host, error) {
 		}
 		h.HidesInit = true
 	}
-	options, err := s.mountOptions()
-	if err != nil {
-		return Host{}, err
+	h.SubsetPID = s.loadavg < 0
+	if !h.Ptrace { // else nothing is hidden from kzr, and a node of containers has thousands of mounts to read
+		options, err := s.mountOptions()
+		if err != nil {
+			return Host{}, err
+		}
+		h.HidePID = hidden(options, &st)
 	}
-	h.HidePID = hidden(options, &st)
-	h.SubsetPID = options["subset"] == "pid" || s.loadavg < 0
 	h.Unreadable = int(s.unseen.Load())
 	switch {
 	case s.cgroups.err != nil:

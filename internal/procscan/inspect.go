@@ -169,17 +169,18 @@ type look struct {
 	unseen []string
 }
 
-// check sorts the error of one part of a look: what is forbidden is noted, what
-// is not there is left out, and anything else ends the look. Whether the process
-// itself is gone is for the last reading of stat to say: a zombie and a kernel
-// thread have no executable, and never had.
+// check sorts the error of one part of a look: what is forbidden is noted, and so
+// is a path longer than the kernel can tell, which anybody can have; what is not
+// there is left out, and anything else ends the look. Whether the process itself
+// is gone is for the last reading of stat to say: a zombie and a kernel thread
+// have no executable, and never had.
 func (l *look) check(what string, err error) error {
 	switch {
 	case err == nil, gone(err):
 		return nil
-	case denied(err):
+	case denied(err), errors.Is(err, unix.ENAMETOOLONG):
 		var errno unix.Errno
-		errors.As(err, &errno) // that is what denied looks at
+		errors.As(err, &errno) // that is what was looked at
 		l.unseen = append(l.unseen, what+": "+errno.Error())
 		return nil
 	}
@@ -189,6 +190,9 @@ func (l *look) check(what string, err error) error {
 // files reads what has a file or link of its own.
 func (l *look) files(p *task.Process) error {
 	exe, err := readlinkat(l.dir, "exe")
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		exe, err = task.LongExe, nil
+	}
 	if err := l.check("exe", err); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -100,6 +101,10 @@ func parseOffset(b []byte, clock string) (time.Duration, error) {
 		nsec, err := strconv.ParseInt(f[2], 10, 64)
 		if err != nil {
 			return 0, fmt.Errorf("offset of the time namespace: %w", err)
+		}
+		const most = math.MaxInt64/int64(time.Second) - 1
+		if sec < -most || sec > most || nsec < 0 || nsec >= int64(time.Second) {
+			return 0, fmt.Errorf("offset of the time namespace: %d seconds and %d nanoseconds are out of range", sec, nsec)
 		}
 		return time.Duration(sec)*time.Second + time.Duration(nsec), nil
 	}

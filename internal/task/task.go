@@ -92,6 +92,10 @@ type Hint struct {
 	Lost bool // records were dropped: look at everything
 }
 
+// LongExe stands for the path of an executable that is too long for the kernel to
+// tell. Anybody can have one; the host's infrastructure has not.
+const LongExe = "(a path of more than 4095 bytes)"
+
 // Process is one look at a live thread group, as good as permissions allowed.
 // Everything a process can choose (Comm, Exe, Cmdline, cgroup names) is raw and
 // hostile: escape it before it reaches a person.
@@ -138,7 +142,8 @@ type Process struct {
 	Inner *Container
 	Unit  string // systemd unit of a host process, "" if none
 	// Workload is what limits.perWorkload counts by: namespace/pod/container, else
-	// the container, else the unit, else the executable.
+	// the container, else the unit, else the cgroup of a pid namespace, else the
+	// executable.
 	Workload string
 	Unseen   []string // what could not be read, for a person: "exe: permission denied"
 }
