@@ -200,7 +200,7 @@ func (r *checklist) runtimes(ctx context.Context, c config.Config) {
 		switch {
 		case m.Namespace == "" && m.Pod == "" && m.Container == "" && m.Image == "":
 		case rule.Action == config.ActionObserve:
-			r.note("rule "+rule.Name, "asks for names, which nobody tells: it spares every container that it might be about")
+			r.note("rule "+rule.Name, "asks for names, which nobody tells: it spares every container that it might be about, and nobody when the node's pids run out")
 		default:
 			r.note("rule "+rule.Name, "asks for names, which nobody tells: it matches nothing by them")
 		}

@@ -30,7 +30,8 @@ const (
 	// on for now, and between two looks at the pid limits while some parent has
 	// gathered zombies.
 	lookAgain = time.Second
-	// rest keeps the sweeps that hints ask for to a twentieth of one CPU.
+	// rest keeps the sweeps that hints ask for, with all that follows from them, to
+	// a twentieth of one CPU.
 	rest = 19
 	// A hint comes before the last child is a zombie: since 6.16 its memory is
 	// torn down in between. settled is when nearly every one is, and still early
@@ -41,6 +42,8 @@ const (
 	// left alone that could not be removed.
 	gaveUpPause = time.Minute
 	maxPause    = time.Hour
+	// blindPause is how long one is left alone that kzr could not look at.
+	blindPause = 10 * time.Second
 	// fewLooks is how many single looks are made instead of a sweep.
 	fewLooks = 4
 )
@@ -105,6 +108,7 @@ type Daemon struct {
 	least   tracker.Rule // the easiest rule to meet
 	sweepAt time.Duration
 	lateAt  time.Duration // when to sweep once more for the last hint
+	rested  time.Duration // when sweeping again is not too much for the node
 	// Nothing is looked at before: the last sweep failed.
 	blindUntil time.Duration
 	limitAt    time.Duration // when the pid limits are looked at again
@@ -251,7 +255,7 @@ func (d *Daemon) beat() {
 // zombies and the rest after the last sweep is over.
 func (d *Daemon) hinted() {
 	now := task.Now()
-	at := max(now+settled, d.rested())
+	at := max(now+settled, d.rested)
 	d.lateAt = now + settledLate
 	if d.lost.Swap(false) {
 		d.stats.losses.Add(1)
@@ -259,11 +263,6 @@ func (d *Daemon) hinted() {
 		at = now
 	}
 	d.sweepAt = min(d.sweepAt, at)
-}
-
-func (d *Daemon) rested() time.Duration {
-	l := d.eye.lastSweep()
-	return l.at + rest*l.cost
 }
 
 // work does what is due.
@@ -302,29 +301,32 @@ func (d *Daemon) work(ctx context.Context) {
 // sweep looks at the whole node and considers every parent that could meet a
 // rule.
 func (d *Daemon) sweep(ctx context.Context) {
-	now := task.Now()
+	began, cpu := task.Now(), cpuTime()
 	last, err := d.eye.sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.opts.Logger.Error("sweep failed; kzr cannot see and does nothing", "error", err)
 		}
-		d.sweepAt = now + lookAgain
+		d.sweepAt = began + lookAgain
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
-	d.sweepAt = last.at + d.sweepInterval(last.cost)
-	if d.lateAt > last.at {
-		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested()))
-	}
-	crowded := d.eye.crowded(d.least.Threshold)
+	crowded := d.eye.crowded(d.least.Threshold, last.at)
 	for id := range d.watched {
 		if _, ok := crowded[id]; !ok {
 			d.consider(ctx, id, finding{never: true}, last.at, nil)
 		}
 	}
-	for id := range crowded {
-		f, err := d.eye.again(id, last.at)
-		d.consider(ctx, id, f, last.at, err)
+	for id, j := range crowded {
+		d.consider(ctx, id, j.finding, last.at, j.err)
+	}
+
+	now := task.Now()
+	cost := min(now-began, cpuTime()-cpu)
+	d.rested = now + rest*cost
+	d.sweepAt = last.at + d.sweepInterval(cost)
+	if d.lateAt > last.at {
+		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested))
 	}
 }
 
@@ -349,6 +351,9 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 	if _, acting := d.reaper.Status(id); acting {
 		if w != nil {
 			w.next = 0
+		}
+		if f.pressed {
+			d.reaper.Hurry(id)
 		}
 		return // the ladder looks for itself and says how it ended
 	}
@@ -426,6 +431,8 @@ func (d *Daemon) settle(out reaper.Outcome) {
 	}
 	w.suspected, w.next = false, now+lookAgain
 	switch {
+	case out.Result == reaper.GaveUp && out.Signals == 0:
+		w.until = now + blindPause
 	case out.Result == reaper.GaveUp:
 		w.pause = min(max(2*w.pause, gaveUpPause), maxPause)
 		w.until = now + w.pause
@@ -440,7 +447,9 @@ func (d *Daemon) settle(out reaper.Outcome) {
 }
 
 // checkLimits plans a sweep if pids are running out, or so many tasks have come
-// since the last one that they might before the next.
+// since the last one that they might before the next. Where nothing hints, it
+// takes no more tasks than make a target: their number is the only hint there is,
+// and a container can have a small limit of its own.
 func (d *Daemon) checkLimits(now time.Duration) {
 	if d.config.Pressure == 0 {
 		return
@@ -449,21 +458,34 @@ func (d *Daemon) checkLimits(now time.Duration) {
 	if err != nil {
 		return
 	}
+	many := max(500, n.Limit/20)
+	if d.hintedFrom() == 0 {
+		many = min(many, d.least.Threshold)
+	}
 	last := d.eye.lastSweep()
-	pressed := float64(n.Tasks) >= d.config.Pressure*float64(n.Limit) || n.Tasks-last.tasks >= max(500, n.Limit/20)
-	d.mu.Lock()
-	for _, w := range d.watched {
+	pressed := float64(n.Tasks) >= d.config.Pressure*float64(n.Limit) || n.Tasks-last.tasks >= many
+	for cgroup := range d.cgroups() {
 		if pressed {
 			break
 		}
-		pressed = slices.ContainsFunc(d.opts.Proc.PidsLimits(w.found.proc.PidsCgroup), func(l procscan.PidsLimit) bool {
+		pressed = slices.ContainsFunc(d.opts.Proc.PidsLimits(cgroup), func(l procscan.PidsLimit) bool {
 			return float64(l.Current) >= d.config.Pressure*float64(l.Limit)
 		})
 	}
-	d.mu.Unlock()
 	if pressed {
-		d.sweepAt = min(d.sweepAt, max(now, d.rested()))
+		d.sweepAt = min(d.sweepAt, max(now, d.rested))
 	}
+}
+
+// cgroups are those in which parents are watched.
+func (d *Daemon) cgroups() map[string]struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := map[string]struct{}{}
+	for _, w := range d.watched {
+		all[w.found.proc.PidsCgroup] = struct{}{}
+	}
+	return all
 }
 
 // next is the moment at which there is something to do.

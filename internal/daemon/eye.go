@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,9 +36,13 @@ type eye struct {
 	name   func(container.Ref) (task.Container, bool)
 	swept  func(last) // called after each sweep, with mu held
 
+	waiting atomic.Int32 // looks at one parent that are under way or wait for mu
+
 	mu      sync.Mutex // held while a snapshot is taken, so that they apply in order
 	tracker tracker.Tracker
-	began   time.Duration // when the last snapshot of the whole node began
+	began   time.Duration // when the last snapshot of the whole node began,
+	ended   time.Duration // and when it ended
+	single  time.Duration // what the last snapshot of one parent took
 	last    last
 	album   album
 	rules
@@ -99,7 +104,7 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 // apply takes in a snapshot of the whole node. The caller holds mu.
 func (e *eye) apply(s *task.Snapshot) {
 	e.tracker.Apply(s)
-	e.began = s.Began
+	e.began, e.ended = s.Began, s.Ended
 }
 
 // finding is what a look at one parent found.
@@ -174,7 +179,13 @@ func (e *eye) place(proc *task.Process) {
 	ref, ok := container.Parse(proc.Cgroup)
 	if !ok {
 		proc.Unit = container.Unit(proc.Cgroup)
-		proc.Workload = cmp.Or(proc.Unit, proc.Exe, proc.Cgroup)
+		own := ""
+		if len(proc.NSPID) > 1 && proc.Cgroup != "/" {
+			// A container all the same, of a runtime that cannot be recognised: what it
+			// runs, others run too.
+			own = proc.Cgroup
+		}
+		proc.Workload = cmp.Or(proc.Unit, own, proc.Exe, proc.Cgroup)
 		return
 	}
 	c, named := e.name(ref)
@@ -226,6 +237,7 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 		Reapable:    f.reapable,
 		Oldest:      f.oldest,
 		Rule:        f.rule.Name,
+		Pressed:     f.pressed,
 		Nudge:       e.config.Nudge,
 		TermTimeout: e.config.TermTimeout,
 	}
@@ -276,36 +288,79 @@ func (e *eye) lastSweep() last {
 	return e.last
 }
 
-// crowded is the set of parents with at least n zombies that they could reap.
-func (e *eye) crowded(n int) map[task.ID]struct{} {
+// crowded judges every parent with at least n zombies that it could reap, as of
+// the last snapshot. Those that are gone meanwhile, or cannot be looked at, have
+// an error instead. Who they are is read without the lock, which ladders want too.
+func (e *eye) crowded(n int, now time.Duration) map[task.ID]judgement {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	ids := map[task.ID]struct{}{}
+	all := map[task.ID]judgement{}
 	for p := range e.tracker.Parents() {
 		if p.Reapable() >= n {
-			ids[p.ID] = struct{}{}
+			all[p.ID] = judgement{}
 		}
 	}
-	return ids
-}
-
-// again judges a parent by the last snapshot.
-func (e *eye) again(id task.ID, now time.Duration) (finding, error) {
+	e.mu.Unlock()
+	for id := range all {
+		proc, err := e.inspect(id)
+		all[id] = judgement{finding{proc: proc}, err}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.judge(id, now)
+	for id, j := range all {
+		if j.err == nil {
+			all[id] = judgement{e.weigh(j.proc, now), nil}
+		}
+	}
+	return all
+}
+
+// A judgement is what came of a look at a parent.
+type judgement struct {
+	finding
+	err error
 }
 
 // lookAt takes a snapshot of one parent and judges it. It returns the moment
 // that the judgement is about.
 func (e *eye) lookAt(ctx context.Context, id task.ID) (finding, time.Duration, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	s, err := e.source.SnapshotOf(ctx, id)
+	now, err := e.glimpse(ctx, id)
 	if err != nil {
 		return finding{}, 0, err
 	}
+	proc, err := e.inspect(id)
+	if err != nil {
+		return finding{}, now, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.weigh(proc, now), now, nil
+}
+
+// glimpse brings what is known of one parent up to date. Where so many want that
+// at once that one look at the whole node is the cheaper way, it serves them all:
+// one that began while this call waited for its turn is as good as its own.
+func (e *eye) glimpse(ctx context.Context, id task.ID) (time.Duration, error) {
+	asked := task.Now()
+	e.waiting.Add(1)
+	defer e.waiting.Add(-1)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.began > asked:
+		return e.ended, nil
+	case time.Duration(e.waiting.Load())*e.single > e.last.took && e.last.at != 0:
+		s, err := e.source.Snapshot(ctx)
+		if err != nil {
+			return 0, err
+		}
+		e.apply(s)
+		return s.Ended, nil
+	}
+	s, err := e.source.SnapshotOf(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	e.single = s.Ended - s.Began
 	e.tracker.ApplyTo(id, s)
-	f, err := e.judge(id, s.Ended)
-	return f, s.Ended, err
+	return s.Ended, nil
 }

@@ -23,6 +23,8 @@ func TestPlace(t *testing.T) {
 	nameless := func(ref container.Ref) (task.Container, bool) { return ref.Container(), false }
 	user := "/user.slice/user-7.slice/user@7.service/user.slice/libpod-" + id + ".scope"
 
+	// In a pid namespace, and so in a container, whatever made it.
+	contained := map[string]bool{"a runtime of its own kind": true, "without a cgroup": true, "with a unit": true}
 	for _, tt := range []struct {
 		name, cgroup, exe string
 		ask               func(container.Ref) (task.Container, bool)
@@ -42,10 +44,17 @@ func TestPlace(t *testing.T) {
 		{"a unit", "/system.slice/ssh.service", "/usr/sbin/sshd", nameless, "", "", "ssh.service", false},
 		{"a monitor", "/machine.slice/libpod-conmon-" + id + ".scope", "/usr/bin/conmon", nameless, "", "", "libpod-conmon-" + id + ".scope", false},
 		{"no unit", "/", "/opt/x", nameless, "", "", "/opt/x", false},
+		{"a host process in some cgroup", "/batch/7", "/opt/x", nameless, "", "", "/opt/x", false},
+		{"a runtime of its own kind", "/default/web", "/bin/sh", nameless, "", "", "/default/web", false},
+		{"without a cgroup", "/", "/bin/sh", nameless, "", "", "/bin/sh", false},
+		{"with a unit", "/system.slice/box.service", "/bin/sh", nameless, "", "", "box.service", false},
 		{"nothing to go by", "/", "", nameless, "", "", "/", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := task.Process{Cgroup: tt.cgroup, Exe: tt.exe}
+			if contained[tt.name] {
+				p.NSPID = []int{4711, 1}
+			}
 			(&eye{name: tt.ask}).place(&p)
 			var id, inner string
 			if p.Container != nil {

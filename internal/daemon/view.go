@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,8 +100,11 @@ func (d *Daemon) Status() report.Status {
 		SweepInterval: report.Seconds(c.SweepInterval), Pressure: c.Pressure,
 		Tasks: l.tasks, Zombies: l.zombies, Parents: parents,
 		Kills: d.stats.kills.Load(), Lost: d.stats.losses.Load(), Sweeps: d.stats.sweeps.Load(),
-		LastSweep: time.Now().Add(l.at - task.Now()), SweepSeconds: report.Seconds(l.took),
-		Problems: []string{},
+		SweepSeconds: report.Seconds(l.took),
+		Problems:     []string{},
+	}
+	if l.at != 0 {
+		st.LastSweep = time.Now().Add(l.at - task.Now())
 	}
 	if n, err := d.opts.Proc.Node(); err == nil {
 		st.Tasks, st.TasksLimit = n.Tasks, n.Limit
@@ -137,16 +142,16 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	if h, err := d.opts.Proc.Host(); err == nil {
 		doc.Limitations = h.Limitations()
 	}
-	found, l, err := d.eye.all()
+	found, omitted, l, err := d.eye.all(report.MaxParents)
 	if err != nil {
 		return report.Document{}, err
 	}
-	doc.Source, doc.Tasks, doc.Zombies = l.source, l.tasks, l.zombies
+	doc.Source, doc.Tasks, doc.Zombies, doc.Omitted = l.source, l.tasks, l.zombies, omitted
 	now := task.Now()
 	for _, x := range found {
 		f := &x.finding
 		d.shown(f, now)
-		f.proc.Cmdline = d.cmdlines.of(d.opts.Proc, f.proc.ID, now)
+		f.proc.Cmdline = d.cmdlines.of(ctx, d.opts.Proc, f.proc.ID, now)
 		parent := report.NewParent(&f.proc, children(x.parent))
 		fill(&parent, f, now)
 		doc.Parents = append(doc.Parents, parent)
@@ -161,32 +166,43 @@ type found struct {
 	parent *tracker.Parent
 }
 
-// all judges every parent.
-func (e *eye) all() ([]found, last, error) {
+// all judges the parents that hold most, as a document sorts them; omitted is how
+// many others there are. Nobody is looked at who will not be shown.
+func (e *eye) all(most int) (list []found, omitted int, l last, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := task.Now()
-	list := make([]found, 0, e.tracker.Len())
-	for p := range e.tracker.Parents() {
+	parents := slices.Collect(e.tracker.Parents())
+	if omitted = len(parents) - most; omitted > 0 {
+		slices.SortFunc(parents, func(a, b *tracker.Parent) int {
+			return cmp.Or(cmp.Compare(b.Reapable(), a.Reapable()), cmp.Compare(b.Total(), a.Total()), cmp.Compare(a.PID, b.PID))
+		})
+		parents = parents[:most]
+	}
+	for _, p := range parents {
 		f, err := e.glance(p, now)
 		switch {
 		case errors.Is(err, procscan.ErrGone):
 			continue
 		case err != nil:
-			return nil, last{}, err
+			return nil, 0, last{}, err
 		}
 		list = append(list, found{f, p})
 	}
 	e.album.turn(now)
-	return list, e.last, nil
+	return list, max(omitted, 0), e.last, nil
 }
 
 // cmdlines are the command lines of those that were last shown. They are read
-// outside every lock of the loop's, as reading one may hang. The zero value is
-// ready.
+// outside every lock of the loop's: a process can make that hang for as long as
+// it likes, so nobody waits for one for long, and while one hangs none is read.
+// The zero value is ready.
 type cmdlines struct {
+	reading atomic.Bool // by a goroutine that has not come back
+
 	mu          sync.Mutex
 	now, before map[task.ID]cmdline
+	size        int // of those in now, in bytes
 }
 
 type cmdline struct {
@@ -194,25 +210,74 @@ type cmdline struct {
 	read time.Duration
 }
 
-func (c *cmdlines) of(proc *procscan.Scanner, id task.ID, now time.Duration) []string {
+const (
+	// cmdlinePatience is how long a command line is waited for. Reading one takes
+	// microseconds.
+	cmdlinePatience = 100 * time.Millisecond
+	// cmdlinesKept bounds what is remembered, in bytes. The others are read again
+	// each time.
+	cmdlinesKept = 4 << 20
+)
+
+// of returns a command line, nil also where it cannot be had now.
+func (c *cmdlines) of(ctx context.Context, proc *procscan.Scanner, id task.ID, now time.Duration) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	line, ok := c.before[id]
 	if !ok || now-line.read > yellowed-time.Duration(id.PID%30)*time.Second {
-		line = cmdline{proc.Cmdline(id), now}
+		args, ok := c.get(ctx, proc, id)
+		if !ok {
+			return nil
+		}
+		line = cmdline{args, now}
 	}
-	if c.now == nil {
-		c.now = map[task.ID]cmdline{}
+	for _, a := range line.args {
+		c.size += len(a)
 	}
-	c.now[id] = line
+	if c.size < cmdlinesKept {
+		if c.now == nil {
+			c.now = map[task.ID]cmdline{}
+		}
+		c.now[id] = line
+	}
 	return line.args
+}
+
+// fresh is of for one that is shown alone.
+func (c *cmdlines) fresh(ctx context.Context, proc *procscan.Scanner, id task.ID) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	args, _ := c.get(ctx, proc, id)
+	return args
+}
+
+// get reads one. The caller holds mu, so that only one is read at a time.
+func (c *cmdlines) get(ctx context.Context, proc *procscan.Scanner, id task.ID) (args []string, ok bool) {
+	if !c.reading.CompareAndSwap(false, true) {
+		return nil, false
+	}
+	done := make(chan []string, 1)
+	go func() {
+		args := proc.Cmdline(id)
+		c.reading.Store(false)
+		done <- args
+	}()
+	late := time.NewTimer(cmdlinePatience)
+	defer late.Stop()
+	select {
+	case args = <-done:
+		return args, true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return nil, false
 }
 
 // turn forgets those that were not asked for since the last turn.
 func (c *cmdlines) turn() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.before, c.now = c.now, nil
+	c.before, c.now, c.size = c.now, nil, 0
 }
 
 // album keeps what was last read of parents that no rule is about, for those who
@@ -225,16 +290,19 @@ type album struct {
 
 type picture struct {
 	task.Process
-	taken time.Duration
+	until time.Duration // when it is taken anew
 }
 
 // yellowed is the age at which a picture is taken anew. Those taken together do
 // not all come due together.
 const yellowed = time.Minute
 
+// nameless is how long a picture is good that lacks names that may yet come.
+const nameless = 5 * time.Second
+
 func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
 	p, ok := a.before[id]
-	if !ok || now-p.taken > yellowed-time.Duration(id.PID%30)*time.Second {
+	if !ok || now > p.until {
 		return task.Process{}, false
 	}
 	a.keep(p)
@@ -264,9 +332,11 @@ func (e *eye) glance(p *tracker.Parent, now time.Duration) (finding, error) {
 		if proc, err = e.inspect(p.ID); err != nil {
 			return finding{}, err
 		}
-		if !proc.NamesUnknown {
-			e.album.keep(picture{proc, now})
+		until := now + yellowed - time.Duration(p.PID%30)*time.Second
+		if proc.NamesUnknown {
+			until = now + nameless
 		}
+		e.album.keep(picture{proc, until})
 	}
 	return e.weigh(proc, now), nil
 }
@@ -333,7 +403,7 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		zombies = children(p)
 	}
 	d.eye.mu.Unlock()
-	f.proc.Cmdline = d.opts.Proc.Cmdline(f.proc.ID)
+	f.proc.Cmdline = d.cmdlines.fresh(ctx, d.opts.Proc, f.proc.ID)
 	out := report.NewDetail(&f.proc, zombies, now)
 	fill(&out.Parent, &f, now)
 	out.Rule, out.RuleUnsure = out.Parent.Rule, f.rule.Unsure

@@ -105,6 +105,83 @@ func TestFaultProcUnmounted(t *testing.T) {
 	})
 }
 
+// Whoever reads a command line waits for the memory lock of its process, which a
+// thread of that can hold for ever. kzr decides without; those who ask it get
+// their answers, but for command lines; and it stops when it is told to.
+func TestFaultHangingCmdline(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode, "--scope=all", "--grace=4s", s.socket())
+		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		questions := 0
+		ask := func(pid, zombies int) {
+			t.Helper()
+			began := time.Now()
+			var doc document
+			s.wantAnswer("/v1/parents", &doc)
+			if p, _ := doc.of(pid); p.Countable != zombies || p.Exe != s.exe || len(p.Cmdline) != 0 {
+				t.Errorf("its document: %+v", p)
+			}
+			var one struct{ PID, Zombies int }
+			s.wantAnswer(fmt.Sprintf("/v1/parents/%d", pid), &one)
+			if one.PID != pid || one.Zombies != zombies {
+				t.Errorf("its own page: %+v", one)
+			}
+			var st status
+			s.wantAnswer("/v1/status", &st)
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("kzr answered after %v", took)
+			}
+			questions += 3
+		}
+
+		tr := hangCmdlines(k)
+		k.saw(z.PID, "suspect")
+		for range 3 {
+			ask(z.PID, 20)
+		}
+		k.saw(z.PID, "terminated")
+		tr.close()
+		other := zoo.Start(t, "exec=%s leak=5 serve", s.exe)
+		zoo.Within(t, patience, "another's command line", func() bool {
+			var doc document
+			s.wantAnswer("/v1/parents", &doc)
+			p, _ := doc.of(other.PID)
+			return len(p.Cmdline) > 0
+		})
+
+		tr = hangCmdlines(k)
+		last := zoo.Start(t, "exec=%s leak=6 serve", s.exe)
+		zoo.Within(t, patience, "another sweep", func() bool {
+			var doc document
+			s.wantAnswer("/v1/parents", &doc)
+			_, found := doc.of(last.PID)
+			return found
+		})
+		ask(last.PID, 6)
+		k.send(unix.SIGTERM)
+		select {
+		case <-k.over:
+		case <-time.After(5 * time.Second):
+			t.Error("kzr goes on after SIGTERM")
+		}
+		tr.close()
+		k.ended = true
+		_ = k.cmd.Wait() // how it ended its tracer has been told
+		record(t, questions, "questions while a command line hung: all answered, without it; the target was removed, and kzr stopped at once")
+	})
+}
+
+// hangCmdlines hangs the thread of kzr that is the next to read a command line.
+func hangCmdlines(k *daemon) *tracer {
+	tr := traceDaemon(k)
+	tr.hold(func(c *call) bool {
+		c.Hang = !c.Exit && c.Nr == unix.SYS_OPENAT && c.text(c.Args[1]) == "cmdline"
+		return false
+	})
+	return tr
+}
+
 // No descriptor is left to kzr: it cannot see, says so and does nothing. When
 // there are some again it goes on by itself.
 func TestFaultNoDescriptors(t *testing.T) {

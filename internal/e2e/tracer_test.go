@@ -40,6 +40,10 @@ type call struct {
 	Nr     uint64
 	Args   [6]uint64
 	Result int64 // at the exit; negative is an errno
+
+	// Hang, set by wanted, keeps this one thread in this call until the tracer lets
+	// go of kzr, while the others go on.
+	Hang bool
 }
 
 // A stop is a thread of kzr that is held.
@@ -181,7 +185,9 @@ func (tr *tracer) run(ready chan<- struct{}) {
 		sig := 0
 		switch {
 		case ws.StopSignal() == unix.SIGTRAP|0x80:
-			tr.stopped(c)
+			if tr.stopped(c); c.Hang && !tr.closing.Load() {
+				continue
+			}
 		case ws>>16 != 0: // a ptrace event: seized, a new thread, SIGSTOP
 		default:
 			sig = int(ws.StopSignal())
@@ -193,7 +199,10 @@ func (tr *tracer) run(ready chan<- struct{}) {
 			if ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(sig)) == nil {
 				delete(seized, tid)
 			}
-			for other := range seized {
+			for other, c := range seized {
+				if c.Hang && ptrace(unix.PTRACE_DETACH, other, 0, 0) == nil {
+					delete(seized, other)
+				}
 				_ = unix.PtraceInterrupt(other)
 			}
 			if len(seized) == 0 {

@@ -1,12 +1,15 @@
 package report
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"kzr/internal/task"
 )
@@ -90,6 +93,132 @@ func TestDocumentHostile(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What is made of a process is safe when it is read back, and the table is safe
+// whoever made what it shows.
+func FuzzDocument(f *testing.F) {
+	f.Add("sh", "/bin/busybox", "sh\x00-c\x00exit", "/system.slice/x.service", "app", "api-7f", "prod", "tenants", uint8(80))
+	f.Add("", "", "", "", "", "", "", "", uint8(0))
+	for _, tt := range hostile {
+		f.Add(tt.raw, tt.raw, tt.raw+"\x00"+tt.raw, "/"+tt.raw+".scope", tt.raw, tt.raw, tt.raw, tt.raw, uint8(40))
+	}
+	f.Fuzz(func(t *testing.T, comm, exe, cmdline, cgroup, container, pod, namespace, rule string, width uint8) {
+		p := leaker()
+		p.Comm, p.Exe, p.Cmdline, p.Cgroup, p.Unit = comm, exe, strings.Split(cmdline, "\x00"), cgroup, cgroup
+		p.State, p.Unseen = (comm + "S")[0], []string{exe}
+		p.Container, p.Inner = nil, nil
+		if container != "" {
+			p.Container = &task.Container{Runtime: container, ID: container, Pod: pod, Namespace: namespace, Name: container, Image: exe}
+			p.Inner = &task.Container{Runtime: pod, ID: pod, PodUID: pod}
+		}
+		d := NewDetail(p, children(3), time.Minute)
+		d.Verdict, d.Rule = "watch", Sanitize(rule)
+		d.Parent.Rule = d.Rule
+		d.Ancestors = append(d.Ancestors, NewRelative(1, comm, p.State))
+		for _, v := range []any{d, Document{Host: "node1", Parents: []Parent{d.Parent}}} {
+			body, err := EncodeJSON(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkLine(t, string(body))
+			var tree any
+			if err := json.Unmarshal(body, &tree); err != nil {
+				t.Fatalf("%v in %s", err, body)
+			}
+			checkStrings(t, tree)
+			// A client that reads it has all of it.
+			back := reflect.New(reflect.TypeOf(v))
+			if err := json.Unmarshal(body, back.Interface()); err != nil {
+				t.Fatalf("%v in %s", err, body)
+			}
+			if again, err := EncodeJSON(back.Elem().Interface()); err != nil || !bytes.Equal(again, body) {
+				t.Errorf("%s reads back as %s, %v", body, again, err)
+			}
+		}
+
+		raw := d.Parent
+		raw.Comm, raw.Cmdline, raw.Cgroup, raw.Container, raw.Rule, raw.Reason = comm, p.Cmdline, cgroup, p.Container, rule, rule
+		for _, parent := range []Parent{d.Parent, raw} {
+			table := tableOf(t, int(width), parent)
+			for line := range strings.Lines(table) {
+				checkLine(t, line)
+			}
+			if n := strings.Count(table, "\n"); n != 6 {
+				t.Fatalf("%d lines instead of 6:\n%s", n, table)
+			}
+			// Who and command give way to the other columns, down to a floor.
+			others := 2*(columns-1) + len("4242") + len("ZOMBIES") + len("OLDEST") + max(len("VERDICT"), textWidth(verdict(parent)))
+			row := strings.Split(table, "\n")[3]
+			if n := textWidth(row); width > 0 && n > max(int(width), others+2*floor) {
+				t.Errorf("%d columns at width %d: %s", n, width, row)
+			}
+		}
+	})
+}
+
+// checkStrings checks every string of a JSON value.
+func checkStrings(t *testing.T, tree any) {
+	t.Helper()
+	switch v := tree.(type) {
+	case string:
+		checkSafe(t, v, v, maxText)
+	case []any:
+		for _, e := range v {
+			checkStrings(t, e)
+		}
+	case map[string]any:
+		for _, e := range v {
+			checkStrings(t, e)
+		}
+	}
+}
+
+// Whatever a socket's owner answers, what is printed of it is safe.
+func FuzzAnswer(f *testing.F) {
+	p := NewParent(leaker(), children(3))
+	p.DeadlineSeconds, p.Rule = new(57.5), "tenants"
+	sound, err := EncodeJSON(Document{
+		Time: noon, Host: "node1", Source: task.SourceBPF, Zombies: 6, Parents: []Parent{p}, Omitted: 7, Limitations: []string{"one"},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(sound)
+	f.Add([]byte(`{"host":"\u001b[2J","source":"\u202e","parents":[{"pid":-1,"cmdline":["\n","\u009b"],"container":{},` +
+		`"oldestSeconds":1e300,"verdict":"watch","deadlineSeconds":-1e300,"rule":"\r"}],"omitted":-9}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var d Document
+		if json.Unmarshal(body, &d) != nil {
+			return
+		}
+		again, err := EncodeJSON(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, ok := bytes.CutSuffix(again, []byte("\n")); !ok || !json.Valid(body) || bytes.ContainsFunc(body, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Fatalf("%q", again)
+		}
+		for _, width := range []int{0, 1, 80} {
+			var b strings.Builder
+			if err := WriteTable(&b, d, width); err != nil {
+				t.Fatal(err)
+			}
+			want := 1
+			if n := len(d.Parents); n > 0 {
+				want = 3 + n // a blank line and the titles
+			}
+			for line := range strings.Lines(b.String()) {
+				want--
+				if strings.ContainsFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool { return !unicode.IsPrint(r) }) {
+					t.Fatalf("%q", line)
+				}
+			}
+			if want < -3 || want > 0 { // what else there is to say
+				t.Fatalf("%d lines too few:\n%s", want, b.String())
+			}
+		}
+	})
 }
 
 func TestCmdlineIsBounded(t *testing.T) {

@@ -37,7 +37,7 @@ func newFakeJournal(t *testing.T) *fakeJournal {
 	return &fakeJournal{conn, out}
 }
 
-// entry reads the next entry as journald would: each line is a field.
+// entry reads the next entry.
 func (j *fakeJournal) entry(t *testing.T) map[string]string {
 	t.Helper()
 	b := make([]byte, 1<<18)
@@ -48,11 +48,17 @@ func (j *fakeJournal) entry(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal("no entry came: ", err)
 	}
+	return parseEntry(t, b[:n])
+}
+
+// parseEntry takes an entry apart as journald would: each line is a field.
+func parseEntry(t *testing.T, b []byte) map[string]string {
+	t.Helper()
 	fields := make(map[string]string)
-	for line := range strings.Lines(string(b[:n])) {
+	for line := range strings.Lines(string(b)) {
 		name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
 		if _, twice := fields[name]; !ok || twice || strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
-			t.Fatalf("bad field %q in %q", line, b[:n])
+			t.Fatalf("bad field %q in %q", line, b)
 		}
 		fields[name] = value
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -202,34 +204,102 @@ func TestLogHostile(t *testing.T) {
 		raws = append(raws, tt.raw)
 	}
 	for _, raw := range raws {
+		checkEvent(t, raw, raw, raw, raw, raw, raw, raw)
+	}
+}
+
+func FuzzEvent(f *testing.F) {
+	f.Add("sh", "/bin/busybox", "/kubepods/pod1/a", "app", "api-7f", "prod", "tenants")
+	f.Add("x\nKZR_EVENT=reaped\nPRIORITY=0", `" pid=1 `, `"} {"event":"signal"`, `\`, "=", " ", strings.Repeat("\x1b", 2000))
+	for _, tt := range hostile {
+		f.Add(tt.raw, tt.raw, tt.raw, tt.raw, tt.raw, tt.raw, tt.raw)
+	}
+	m := NewMetrics(func() Status { return Status{} })
+	series := func(t testing.TB) (names []string) {
+		for line := range strings.Lines(scrape(t, m)) {
+			names = append(names, line[:strings.LastIndex(line, " ")])
+		}
+		return names
+	}
+	before := series(f)
+	f.Fuzz(func(t *testing.T, comm, exe, cgroup, container, pod, namespace, rule string) {
+		checkEvent(t, comm, exe, cgroup, container, pod, namespace, rule)
 		e := signalEvent()
-		e.Process.Comm, e.Process.Exe, e.Rule = raw, raw, raw
-		e.Process.Container = &task.Container{Runtime: raw, ID: raw, Pod: raw, Namespace: raw, Name: raw}
-		e.Attrs = []any{"cgroup", raw, "err", fmt.Errorf("reading %s", raw)}
+		e.Process.Comm, e.Process.Exe, e.Process.Cgroup, e.Rule, e.Message = comm, exe, cgroup, rule, rule
+		e.Process.Container = &task.Container{ID: container, Pod: pod, Namespace: namespace}
+		if m.Observe(e); !slices.Equal(series(t), before) {
+			t.Errorf("the metrics have become %q", series(t))
+		}
+	})
+}
 
-		line := logged(t, "json", e)
-		checkLine(t, line)
-		var got map[string]any
-		if err := json.Unmarshal([]byte(line), &got); err != nil {
-			t.Fatalf("%q: %v in %s", raw, err, line)
-		}
-		for _, key := range []string{"comm", "exe", "rule", "container", "pod", "namespace", "cgroup"} {
-			if s, ok := got[key].(string); raw != "" && (!ok || s != Sanitize(raw)) {
-				t.Errorf("%s of %q is %q", key, raw, s)
-			}
-		}
-		if got["event"] != EventSignal || got["pid"] != 4242.0 {
-			t.Errorf("%q forged the event or the pid: %s", raw, line)
-		}
+// checkEvent logs a signal in every form and reads it back.
+func checkEvent(t *testing.T, comm, exe, cgroup, container, pod, namespace, rule string) {
+	t.Helper()
+	e := signalEvent()
+	e.Process.Comm, e.Process.Exe, e.Rule = comm, exe, rule
+	e.Process.Container = &task.Container{Runtime: container, ID: container, Pod: pod, Namespace: namespace, Name: container}
+	e.Attrs = []any{"cgroup", cgroup, "err", fmt.Errorf("reading %s", exe)}
+	raws := map[string]string{"comm": comm, "exe": exe, "rule": rule, "container": container, "pod": pod, "namespace": namespace}
+	maps.DeleteFunc(raws, func(_, raw string) bool { return raw == "" })
+	raws["cgroup"], raws["err"] = cgroup, "reading "+exe
 
-		line = logged(t, "text", e)
-		checkLine(t, line)
-		pairs := parseText(t, line)
-		if pairs["event"] != EventSignal || pairs["pid"] != "4242" {
-			t.Errorf("%q forged the event or the pid: %s", raw, line)
+	line := logged(t, "json", e)
+	checkLine(t, line)
+	var got map[string]any
+	if err := json.Unmarshal([]byte(line), &got); err != nil {
+		t.Fatalf("%q: %v in %s", raws, err, line)
+	}
+	for key, raw := range raws {
+		if s, ok := got[key].(string); !ok || s != Sanitize(raw) {
+			t.Errorf("%s of %q is %q", key, raw, s)
 		}
-		if utf8.ValidString(raw) && len(raw) < 100 && pairs["cgroup"] != raw {
-			t.Errorf("%q reads back as %q from %s", raw, pairs["cgroup"], line)
+	}
+	if got["event"] != EventSignal || got["pid"] != 4242.0 {
+		t.Errorf("%q forged the event or the pid: %s", raws, line)
+	}
+	// A reader of the stream gets the same.
+	if streamed := string(e.appendJSON(nil)); streamed != line {
+		t.Errorf("the stream has %s, the log %s", streamed, line)
+	}
+	if s := e.Stream(); s.Event != EventSignal || s.PID != 4242 || s.Comm != Sanitize(comm) || s.Exe != Sanitize(exe) ||
+		s.Container != Sanitize(container) || s.Pod != Sanitize(pod) || s.Namespace != Sanitize(namespace) || s.Rule != Sanitize(rule) {
+		t.Errorf("%q reads as %+v", raws, s)
+	}
+
+	line = logged(t, "text", e)
+	checkLine(t, line)
+	pairs := parseText(t, line)
+	if pairs["event"] != EventSignal || pairs["pid"] != "4242" {
+		t.Errorf("%q forged the event or the pid: %s", raws, line)
+	}
+	if len(pairs) != len(got) {
+		t.Errorf("%d keys in %s, but %d in JSON", len(pairs), line, len(got))
+	}
+	for key, raw := range raws {
+		if utf8.ValidString(raw) && len(raw) < 400 && pairs[key] != raw {
+			t.Errorf("%q reads back as %q from %s", raw, pairs[key], line)
+		}
+	}
+
+	r := e.record()
+	var attrs []slog.Attr
+	r.Attrs(func(a slog.Attr) bool { attrs = append(attrs, a); return true })
+	h := handler{journal: true}
+	entry := h.render(nil, r.Time, r.Level, r.Message, attrs)
+	for line := range strings.Lines(string(entry)) {
+		checkLine(t, line)
+	}
+	fields := parseEntry(t, entry)
+	if want := line[strings.Index(line, "event="):]; fields["MESSAGE"]+"\n" != want || fields["PRIORITY"] != "4" {
+		t.Errorf("priority %s, message %s, want %s", fields["PRIORITY"], fields["MESSAGE"], want)
+	}
+	if len(fields) != 3+len(attrs) {
+		t.Errorf("%d fields for %d keys in %q", len(fields), len(attrs), entry)
+	}
+	for key, raw := range raws {
+		if got := fields["KZR_"+strings.ToUpper(key)]; got != Sanitize(raw) {
+			t.Errorf("%s of %q is %q in the journal", key, raw, got)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"kzr/internal/task"
 )
 
-func scrape(t *testing.T, m *Metrics) string {
+func scrape(t testing.TB, m *Metrics) string {
 	t.Helper()
 	b, err := m.render()
 	if err != nil {

@@ -19,7 +19,6 @@ const (
 	maxStreams     = 64  // of them readers of /v1/events
 	maxScrapers    = 32  // connections to the metrics port
 	maxHeader      = 4 << 10
-	maxParents     = 4096     // in a document; the others are counted
 	maxHeld        = 16 << 20 // bytes of answers under way to slow readers
 	answerFresh    = 250 * time.Millisecond
 	headerTimeout  = 5 * time.Second
@@ -29,6 +28,9 @@ const (
 	streamTimeout  = 30 * time.Second       // for a reader of the stream to take what is due
 	goodbyeTimeout = 300 * time.Millisecond // for answers under way when the daemon stops
 )
+
+// MaxParents is how many parents there are in a document; the others are counted.
+const MaxParents = 4096
 
 // Server answers those who look at the daemon. It cannot change anything.
 type Server struct {
@@ -45,7 +47,7 @@ type Server struct {
 func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	h := &handlers{Server: s, cache: newCache(answerFresh, maxHeld)}
+	h := &handlers{Server: s, documents: newCache(answerFresh, maxHeld), figures: newCache(answerFresh, maxHeld)}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
 	serve := func(l net.Listener, clients int32, mux *http.ServeMux) {
@@ -137,25 +139,26 @@ func guard(next http.Handler) http.Handler {
 
 type handlers struct {
 	*Server
-	cache *cache
+	documents *cache // what takes a look at many processes,
+	figures   *cache // and what must not wait for that
 }
 
 func (h *handlers) api() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, "status", jsonType, func(context.Context) ([]byte, error) {
+		h.answer(h.figures, w, r, "status", jsonType, func(context.Context) ([]byte, error) {
 			st := h.View.Status()
 			st.Problems = sanitizeAll(st.Problems)
 			return EncodeJSON(st)
 		})
 	})
 	mux.HandleFunc("GET /v1/parents", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, "parents", jsonType, func(ctx context.Context) ([]byte, error) {
+		h.answer(h.documents, w, r, "parents", jsonType, func(ctx context.Context) ([]byte, error) {
 			doc, err := h.View.Document(ctx)
 			if err != nil {
 				return nil, err
 			}
-			doc.Limit(maxParents)
+			doc.Limit(MaxParents)
 			return EncodeJSON(doc)
 		})
 	})
@@ -165,7 +168,7 @@ func (h *handlers) api() *http.ServeMux {
 			fail(w, http.StatusBadRequest, "a pid is a positive number")
 			return
 		}
-		h.answer(w, r, "parents/"+strconv.FormatUint(pid, 10), jsonType, func(ctx context.Context) ([]byte, error) {
+		h.answer(h.documents, w, r, "parents/"+strconv.FormatUint(pid, 10), jsonType, func(ctx context.Context) ([]byte, error) {
 			detail, err := h.View.Parent(ctx, int(pid))
 			if err != nil {
 				return nil, err
@@ -184,7 +187,7 @@ func (h *handlers) scrape() *http.ServeMux {
 	mux := http.NewServeMux()
 	h.addMetrics(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, "health", textType, func(context.Context) ([]byte, error) {
+		h.answer(h.figures, w, r, "health", textType, func(context.Context) ([]byte, error) {
 			return health(h.View.Status())
 		})
 	})
@@ -196,7 +199,7 @@ func (h *handlers) addMetrics(mux *http.ServeMux) {
 		return
 	}
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		h.answer(w, r, "metrics", metricsType, func(context.Context) ([]byte, error) { return h.Metrics.render() })
+		h.answer(h.figures, w, r, "metrics", metricsType, func(context.Context) ([]byte, error) { return h.Metrics.render() })
 	})
 }
 
@@ -220,10 +223,10 @@ const (
 	metricsType = "text/plain; version=0.0.4; charset=utf-8"
 )
 
-func (h *handlers) answer(w http.ResponseWriter, r *http.Request, key, contentType string, render func(context.Context) ([]byte, error)) {
+func (h *handlers) answer(c *cache, w http.ResponseWriter, r *http.Request, key, contentType string, render func(context.Context) ([]byte, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), viewTimeout)
 	defer cancel()
-	a, err := h.cache.get(ctx, key, render)
+	a, err := c.get(ctx, key, render)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		fail(w, http.StatusNotFound, err.Error())
@@ -233,7 +236,7 @@ func (h *handlers) answer(w http.ResponseWriter, r *http.Request, key, contentTy
 		fail(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	defer h.cache.release(a)
+	defer c.release(a)
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
 	_, _ = w.Write(a.body) // a reader that is gone is its own loss

@@ -370,9 +370,9 @@ func TestServerManyClients(t *testing.T) {
 }
 
 func TestServerBoundsTheDocument(t *testing.T) {
-	s := serve(t, &view{parents: maxParents + 10})
+	s := serve(t, &view{parents: MaxParents + 10})
 	d, err := s.client(t).Parents(t.Context())
-	if err != nil || len(d.Parents) != maxParents || d.Omitted != 10 {
+	if err != nil || len(d.Parents) != MaxParents || d.Omitted != 10 {
 		t.Errorf("%d parents, %d omitted, %v", len(d.Parents), d.Omitted, err)
 	}
 }

@@ -1,0 +1,195 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"kzr/internal/config"
+	"kzr/internal/policy"
+	"kzr/internal/procscan"
+	"kzr/internal/report"
+	"kzr/internal/task"
+	"kzr/internal/zoo"
+)
+
+// counted counts the snapshots that are taken through it, and makes each of them
+// take a while, as on a node with very many tasks.
+type counted struct {
+	*procscan.Scanner
+	whole, single atomic.Int32
+	delay         time.Duration
+}
+
+func (c *counted) Snapshot(ctx context.Context) (*task.Snapshot, error) {
+	c.whole.Add(1)
+	s, err := c.Scanner.Snapshot(ctx)
+	return c.late(s), err
+}
+
+func (c *counted) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
+	c.single.Add(1)
+	s, err := c.Scanner.SnapshotOf(ctx, id)
+	return c.late(s), err
+}
+
+func (c *counted) late(s *task.Snapshot) *task.Snapshot {
+	time.Sleep(c.delay)
+	if s != nil {
+		s.Ended = task.Now()
+	}
+	return s
+}
+
+// newDaemon makes one that only looks, with a rule for five zombies.
+func newDaemon(t *testing.T, delay time.Duration) (*Daemon, *counted) {
+	t.Helper()
+	proc, err := procscan.New("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := proc.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := config.Default()
+	c.Threshold, c.Pressure = 5, 0
+	source := &counted{Scanner: proc, delay: delay}
+	d, err := New(t.Context(), Options{
+		Config: c, Host: policy.Host{}, Source: source, Proc: proc, Observe: true,
+		Logger: slog.New(slog.DiscardHandler), Report: func(report.Event) {},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, source
+}
+
+// leakers are parents with so many zombies each, which a snapshot shows.
+func leakers(t *testing.T, zombies ...int) []task.ID {
+	t.Helper()
+	proc, err := procscan.New("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	var ids []task.ID
+	for _, n := range zombies {
+		z := zoo.Start(t, "leak=%d serve", n)
+		p, err := proc.Inspect(z.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, p.ID)
+	}
+	time.Sleep(2 * time.Second / task.TicksPerSecond) // what began in this tick is not in a snapshot
+	return ids
+}
+
+// Fifty ladders look at once, on a node where a look takes long: they share
+// looks, and each gets what is true after it asked.
+func TestManyLooksShareASnapshot(t *testing.T) {
+	d, source := newDaemon(t, 20*time.Millisecond)
+	ids := leakers(t, slices.Repeat([]int{6}, 50)...)
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	source.whole.Store(0)
+	began := time.Now()
+	var looks sync.WaitGroup
+	for _, id := range ids {
+		looks.Go(func() {
+			for range 2 {
+				if look, err := d.eye.Look(t.Context(), id); err != nil || look.Reapable != 6 || look.Process.ID != id {
+					t.Errorf("%s: %+v, %v", id, look, err)
+				}
+			}
+			if held, err := d.eye.Holders(t.Context(), nil); err != nil || len(held) != 0 {
+				t.Errorf("%s: %v, %v", id, held, err)
+			}
+		})
+	}
+	looks.Wait()
+	if n := source.whole.Load() + source.single.Load(); n > 20 {
+		t.Errorf("150 looks at once took %d snapshots, %d of them of the whole node", n, source.whole.Load())
+	}
+	t.Logf("150 looks in %v: %d snapshots of the node, %d of one parent", time.Since(began).Round(time.Millisecond), source.whole.Load(), source.single.Load())
+
+	// One alone asks about itself alone, and sees what has just changed.
+	whole := source.whole.Load()
+	z := zoo.Start(t, "leak=7 serve")
+	p, err := source.Inspect(z.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second / task.TicksPerSecond)
+	for want := 7; want > 0; want-- {
+		look, err := d.eye.Look(t.Context(), p.ID)
+		if err != nil || look.Reapable != want {
+			t.Errorf("%+v, %v, want %d", look, err, want)
+		}
+		z.Do("reap=1")
+	}
+	if source.whole.Load() != whole {
+		t.Error("a look at one parent took a snapshot of the node")
+	}
+}
+
+// Of more parents than can be shown the greatest are, and nobody looks at the
+// others.
+func TestTheGreatestAreShown(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	ids := leakers(t, 21, 3, 23, 22, 2)
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all, none, _, err := d.eye.all(1000)
+	if err != nil || none != 0 || len(all) < len(ids) {
+		t.Fatalf("%d parents, %d omitted, %v", len(all), none, err)
+	}
+	least := 0
+	for _, f := range all {
+		if f.reapable >= 21 {
+			least++
+		}
+	}
+	some, omitted, _, err := d.eye.all(least)
+	if err != nil || omitted != len(all)-least || len(some) != least {
+		t.Fatalf("%d parents, %d omitted of %d, %v", len(some), omitted, len(all), err)
+	}
+	for i, id := range ids {
+		shown := slices.ContainsFunc(some, func(f found) bool { return f.proc.ID == id })
+		if want := i != 1 && i != 4; shown != want {
+			t.Errorf("parent %d is shown: %v", i, shown)
+		}
+	}
+	for _, i := range []int{1, 4} {
+		if _, looked := d.eye.album.before[ids[i]]; looked {
+			t.Errorf("parent %d was looked at, and not shown", i)
+		}
+	}
+}
+
+// Before the first sweep there was none, and not one at the machine's start.
+func TestNoSweepYet(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	if st := d.Status(); !st.LastSweep.IsZero() || st.Sweeps != 0 {
+		t.Errorf("%+v", st)
+	}
+	began := time.Now()
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if st := d.Status(); st.LastSweep.Before(began.Add(-time.Second)) || st.LastSweep.After(time.Now().Add(time.Second)) || st.Sweeps != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
