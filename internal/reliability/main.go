@@ -1,6 +1,7 @@
-// Command reliability turns the output of `go test -json` into the table of
-// docs/RELIABILITY.md: what was tried, how often, and what happened. Nothing in
-// the table is written by hand. It fails if a test did.
+// Command reliability turns the output of `go test -json`, on its standard input,
+// into the table of docs/RELIABILITY.md: what was tried, how often, and what
+// happened. The logs of `make vmtest`, named as arguments, become a second table.
+// Nothing in them is written by hand. It fails if a test did.
 //
 // Tests say what came of them with [testing.TB.Attr]: `times`, how often they
 // tried, and `result`, one sentence.
@@ -8,12 +9,15 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"slices"
@@ -82,6 +86,7 @@ type try struct {
 
 var (
 	numbered = regexp.MustCompile(`^TestScenario(\d+)`)
+	version  = regexp.MustCompile(`^\d+\.\d+`)
 	location = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
 	// Cases of the soak are counted by the soak.
 	ofCourse = regexp.MustCompile(`^TestSoak/\w+/`)
@@ -175,19 +180,35 @@ func (t *try) outcome() string {
 	return "as it must be"
 }
 
-func write(out io.Writer, tries map[string]*try, machine string) (failed bool) {
-	var rows []*try
+// label is its number, if it has one.
+func (t *try) label() string {
+	if n := t.number(); n > 0 {
+		return strconv.Itoa(n)
+	}
+	return ""
+}
+
+// rows are the tries that have something to tell: subtests rather than the test
+// that holds them.
+func rows(tries map[string]*try) (rows []*try) {
 	for _, t := range tries {
 		if !t.parent || t.result != "" || t.failed > 0 && !failedBelow(tries, t) {
 			rows = append(rows, t)
 		}
-		failed = failed || t.failed > 0
 	}
 	slices.SortFunc(rows, func(a, b *try) int {
 		// Those without a number come last.
 		order := func(t *try) int { return cmp.Or(t.number(), len(situations)+1) }
 		return cmp.Or(order(a)-order(b), strings.Compare(a.name, b.name))
 	})
+	return rows
+}
+
+func write(out io.Writer, tries map[string]*try, machine string) (failed bool) {
+	for _, t := range tries {
+		failed = failed || t.failed > 0
+	}
+	rows := rows(tries)
 	fmt.Fprintf(out, `# What was tried, how often, and what happened
 
 Made by `+"`make reliability`"+` from the output of the tests in internal/e2e, which start the built program beside real
@@ -197,11 +218,7 @@ processes; not edited by hand. %s.
 |--:|---|---|--:|---|
 `, machine)
 	for _, t := range rows {
-		number := ""
-		if n := t.number(); n > 0 {
-			number = strconv.Itoa(n)
-		}
-		fmt.Fprintf(out, "| %s | %s | `%s` | %d | %s |\n", number, cell(t.situation()), t.name, max(t.times, t.passed), cell(t.outcome()))
+		fmt.Fprintf(out, "| %s | %s | `%s` | %d | %s |\n", t.label(), cell(t.situation()), t.name, max(t.times, t.passed), cell(t.outcome()))
 	}
 	var missing []string
 	for _, n := range slices.Sorted(maps.Keys(situations)) {
@@ -213,6 +230,108 @@ processes; not edited by hand. %s.
 		fmt.Fprintf(out, "\nNo test here: %s.\n", strings.Join(missing, "; "))
 	}
 	return failed
+}
+
+// A guest is a virtual machine that ran tests.
+type guest struct {
+	kernel   string
+	packages map[string]map[string]*try // what each package's tests came to
+}
+
+// readGuest takes the log of a virtual machine: "Linux RELEASE", and for each
+// package "==== PACKAGE" and what its tests print when they are run with -v.
+func readGuest(log string) (*guest, error) {
+	kernel, log, _ := strings.Cut(strings.ReplaceAll(log, "\r", ""), "\n")
+	g := &guest{packages: map[string]map[string]*try{}}
+	var ok bool
+	if g.kernel, ok = strings.CutPrefix(kernel, "Linux "); !ok {
+		return nil, fmt.Errorf("it begins with %q and not with the kernel's name", kernel)
+	}
+	log, verdict, _ := strings.Cut(log, "\nverdict: ")
+	if verdict == "" {
+		return nil, errors.New("it came to no end")
+	}
+	for section := range strings.SplitSeq("\n"+log, "\n==== ") {
+		name, text, _ := strings.Cut(section, "\n")
+		if name == "" {
+			continue
+		}
+		convert := exec.Command("go", "tool", "test2json")
+		convert.Stdin = strings.NewReader(text + "\n") // the split took it
+		out, err := convert.Output()
+		if err != nil {
+			return nil, fmt.Errorf("go tool test2json: %w", err)
+		}
+		if g.packages[name], err = read(bytes.NewReader(out)); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// writeGuests writes the second table: a row for each test of the whole program,
+// and one for each other package.
+func writeGuests(out io.Writer, guests []*guest) (failed bool) {
+	fmt.Fprint(out, `
+## On other kernels
+
+Made by `+"`make vmtest`"+`: the same tests, with the machine to themselves, in virtual machines with emulated processors,
+and the tests of what speaks with the kernel.
+
+| # | situation | test | result |
+|--:|---|---|---|
+`)
+	e2e := map[string]*try{}
+	others := map[string]bool{}
+	for _, g := range guests {
+		for name, tries := range g.packages {
+			for _, t := range tries {
+				failed = failed || t.failed > 0
+			}
+			if name == "e2e" {
+				maps.Copy(e2e, tries)
+			} else {
+				others[name] = true
+			}
+		}
+	}
+	for _, t := range rows(e2e) {
+		tell := func(g *guest) string {
+			if t := g.packages["e2e"][t.name]; t != nil {
+				return t.outcome()
+			}
+			return "not run"
+		}
+		fmt.Fprintf(out, "| %s | %s | `%s` | %s |\n", t.label(), cell(t.situation()), t.name, cell(onEach(guests, tell)))
+	}
+	for _, name := range slices.Sorted(maps.Keys(others)) {
+		tell := func(g *guest) string {
+			passed, failed := 0, 0
+			for _, t := range g.packages[name] {
+				passed, failed = passed+t.passed, failed+t.failed
+			}
+			if failed > 0 {
+				return fmt.Sprintf("%d passed, **%d failed**", passed, failed)
+			}
+			return fmt.Sprintf("%d passed", passed)
+		}
+		fmt.Fprintf(out, "|  | all of internal/%s that an emulated machine can time | | %s |\n", name, onEach(guests, tell))
+	}
+	return failed
+}
+
+// onEach says what came of something on each kernel, or once what did on all.
+func onEach(guests []*guest, tell func(*guest) string) string {
+	var all []string
+	same := true
+	for _, g := range guests {
+		same = same && tell(g) == tell(guests[0])
+		all = append(all, fmt.Sprintf("%s: %s", version.FindString(g.kernel), tell(g)))
+	}
+	if same {
+		return tell(guests[0])
+	}
+	return strings.Join(all, "; ")
 }
 
 func failedBelow(tries map[string]*try, t *try) bool {
@@ -237,13 +356,37 @@ func machine() string {
 }
 
 func main() {
-	tries, err := read(os.Stdin)
+	failed, err := run(os.Stdin, os.Stdout, os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "reliability:", err)
 		os.Exit(1)
 	}
-	if write(os.Stdout, tries, machine()) {
+	if failed {
 		fmt.Fprintln(os.Stderr, "reliability: a test failed")
 		os.Exit(1)
 	}
+}
+
+func run(in io.Reader, out io.Writer, logs []string) (failed bool, err error) {
+	tries, err := read(in)
+	if err != nil {
+		return false, err
+	}
+	var guests []*guest
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return false, err
+		}
+		g, err := readGuest(string(text))
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", path, err)
+		}
+		guests = append(guests, g)
+	}
+	failed = write(out, tries, machine())
+	if len(guests) > 0 {
+		failed = writeGuests(out, guests) || failed
+	}
+	return failed, nil
 }

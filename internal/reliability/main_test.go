@@ -58,6 +58,65 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestGuests(t *testing.T) {
+	log := func(kernel, took string) string {
+		return strings.ReplaceAll("Linux "+kernel+`
+==== probe
+=== RUN   TestHint
+--- PASS: TestHint (0.01s)
+PASS
+==== e2e
+=== RUN   TestScenario28MachineFull
+=== RUN   TestScenario28MachineFull/ebpf
+=== ATTR  TestScenario28MachineFull/ebpf result freed in `+took+`
+--- PASS: TestScenario28MachineFull (1.00s)
+    --- PASS: TestScenario28MachineFull/ebpf (1.00s)
+=== RUN   TestScenario31Clock
+--- PASS: TestScenario31Clock (1.00s)
+PASS
+verdict: passed
+`, "\n", "\r\n")
+	}
+	var guests []*guest
+	for _, text := range []string{log("5.10.0-46-cloud", "1s"), log("6.1.0-50-cloud", "2s")} {
+		g, err := readGuest(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guests = append(guests, g)
+	}
+	var b strings.Builder
+	if writeGuests(&b, guests) {
+		t.Error("a failure is told")
+	}
+	_, got, _ := strings.Cut(b.String(), "|--:|---|---|---|\n")
+	want := strings.Join([]string{
+		"| 28 | process table full, nothing can fork | `TestScenario28MachineFull/ebpf` | 5.10: freed in 1s; 6.1: freed in 2s |",
+		"| 31 | clock set back or forward | `TestScenario31Clock` | as it must be |",
+		"|  | all of internal/probe that an emulated machine can time | | 1 passed |",
+		"",
+	}, "\n")
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+
+	failing := strings.Replace(log("6.12.1", "3s"), "--- PASS: TestHint", "--- FAIL: TestHint", 1)
+	g, err := readGuest(failing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Reset()
+	if !writeGuests(&b, []*guest{g}) || !strings.Contains(b.String(), "**1 failed**") {
+		t.Errorf("the failure is not told: %s", b.String())
+	}
+	cut, _, _ := strings.Cut(failing, "verdict")
+	for _, bad := range []string{"", "no kernel\nverdict: passed\n", cut} {
+		if _, err := readGuest(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
 func TestNotJSON(t *testing.T) {
 	if _, err := read(strings.NewReader("ok kzr 1.2s\n")); err == nil {
 		t.Error("plain output was taken")
