@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"kzr/internal/zoo"
 )
@@ -324,6 +327,39 @@ func TestScenario19HardToIdentify(t *testing.T) {
 			}
 			z.WaitDead(0)
 		}
+	})
+}
+
+// A program below a path longer than the kernel can tell hides its name, on the
+// host's side too, and is acted on all the same.
+func TestExecutableOfAPathTooLong(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		uid := map[string]int{"--mode=ebpf": 54323, "--mode=proc": 54324}[mode]
+		s := newSite(t, fmt.Sprintf("{name: deep, match: {uid: %d}}", uid))
+		s.mine = append(s.mine, "(a path of more than")
+		dir := s.dir
+		for range 17 {
+			dir += "/" + strings.Repeat("d", 250)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { f.Close() })
+			dir = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) // the way on
+		}
+		zoo.Install(t, dir+"/prog")
+		k := s.start(mode, "--scope=all")
+		z := zoo.Start(t, "exec=%s/prog uid=%d leak=12 serve", dir, uid)
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", z.PID)); !errors.Is(err, unix.ENAMETOOLONG) {
+			t.Fatalf("its path can be read: %v", err)
+		}
+		if e := k.saw(z.PID, "terminated"); e.Exe != "(a path of more than 4095 bytes)" || e.Rule != "deep" {
+			t.Errorf("who it was: %s", e.line)
+		}
+		z.WaitDead(0)
 	})
 }
 
