@@ -273,8 +273,7 @@ func (e *eye) Holders(ctx context.Context, zombies []task.Zombie) (map[task.ID]i
 	held := map[task.ID]int{}
 	for p := range e.tracker.Parents() {
 		for _, z := range zombies {
-			i, ok := slices.BinarySearchFunc(p.Zombies(), z.PID, func(a task.Zombie, pid int32) int { return int(a.PID) - int(pid) })
-			if ok && p.Zombies()[i].Start == z.Start {
+			if _, ok := slices.BinarySearchFunc(p.Zombies(), z, task.Zombie.Compare); ok {
 				held[p.ID]++
 			}
 		}

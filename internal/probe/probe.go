@@ -337,7 +337,7 @@ func (p *Probe) add(c *task.Children, rec kzrRecord) {
 	case kindLeader:
 		c.Leaders++
 	default:
-		z := task.Zombie{PID: int32(rec.Pid), Start: p.ticks(rec.Start)}
+		z := task.NewZombie(int(rec.Pid), p.ticks(rec.Start), 0)
 		if rec.Exited != 0 {
 			z.Since = time.Duration(rec.Exited) + p.offsets.Monotonic
 		}

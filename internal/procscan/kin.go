@@ -42,7 +42,7 @@ func (s *Scanner) LiveChildren(id task.ID, zombies *task.Children, limit int) (f
 	slices.Sort(pids)
 	for _, pid := range pids {
 		if zombies != nil {
-			if _, dead := slices.BinarySearchFunc(zombies.Reapable, pid, func(z task.Zombie, pid int32) int { return int(z.PID - pid) }); dead {
+			if _, dead := slices.BinarySearchFunc(zombies.Reapable, pid, func(z task.Zombie, pid int32) int { return z.PID() - int(pid) }); dead {
 				continue
 			}
 		}

@@ -56,10 +56,10 @@ func TestLiveChildren(t *testing.T) {
 		t.Errorf("%d live children, want 3", total)
 	}
 	dead := zombies.Reapable[0]
-	if comm := s.Comm(task.ID{PID: int(dead.PID), Start: dead.Start}); comm == "" {
+	if comm := s.Comm(task.ID{PID: dead.PID(), Start: dead.Start()}); comm == "" {
 		t.Error("a zombie has no name")
 	}
-	if comm := s.Comm(task.ID{PID: int(dead.PID), Start: dead.Start + 1}); comm != "" {
+	if comm := s.Comm(task.ID{PID: dead.PID(), Start: dead.Start() + 1}); comm != "" {
 		t.Errorf("another process with that pid is called %q", comm)
 	}
 }

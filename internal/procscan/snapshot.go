@@ -95,7 +95,7 @@ func (s *Scanner) gather(snap *task.Snapshot, c *census) error {
 func add(c *task.Children, r *record, tracers map[uint32]int) {
 	switch r.kind() {
 	case free, own:
-		c.Reapable = append(c.Reapable, task.Zombie{PID: int32(r.pid), Start: r.start})
+		c.Reapable = append(c.Reapable, task.NewZombie(int(r.pid), r.start, 0))
 	case held:
 		c.Traced++
 		c.Tracer = tracers[r.pid]

@@ -81,7 +81,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 			age := snap.Began - j.first[z]
 			look.Oldest = max(look.Oldest, age)
 			if age >= j.grace {
-				look.Zombies = append(look.Zombies, task.Zombie{PID: z.PID, Start: z.Start, Since: j.first[z]})
+				look.Zombies = append(look.Zombies, task.NewZombie(z.PID(), z.Start(), j.first[z]))
 			}
 		}
 	}
@@ -96,7 +96,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 func (j *procJudge) Holders(_ context.Context, zombies []task.Zombie) (map[task.ID]int, error) {
 	held := map[task.ID]int{}
 	for _, z := range zombies {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", z.PID))
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", z.PID()))
 		if err != nil {
 			continue // reaped
 		}
@@ -105,7 +105,7 @@ func (j *procJudge) Holders(_ context.Context, zombies []task.Zombie) (map[task.
 		if _, err := fmt.Sscan(f[1], &ppid); err != nil {
 			return nil, err
 		}
-		if f[0] != "Z" || f[19] != fmt.Sprint(z.Start) {
+		if f[0] != "Z" || f[19] != fmt.Sprint(z.Start()) {
 			continue
 		}
 		if parent, err := j.proc.Inspect(ppid); err == nil {

@@ -184,14 +184,14 @@ func sample(all []task.Zombie, now time.Duration) []ZombieChild {
 			continue
 		}
 		i, _ := slices.BinarySearchFunc(best, z, func(a, b task.Zombie) int {
-			return cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a.PID, b.PID))
+			return cmp.Or(cmp.Compare(key(a), key(b)), a.Compare(b))
 		})
 		best = slices.Insert(best, i, z)
 		best = best[:min(len(best), sampleSize)]
 	}
 	out := make([]ZombieChild, len(best))
 	for i, z := range best {
-		out[i] = ZombieChild{PID: int(z.PID), StartTime: z.Start}
+		out[i] = ZombieChild{PID: z.PID(), StartTime: z.Start()}
 		if z.Since != 0 {
 			age := Seconds(now - z.Since)
 			out[i].AgeSeconds = &age

@@ -304,9 +304,9 @@ func (e *Event) record() slog.Record {
 		add("dry_run", slog.BoolValue(e.DryRun))
 	}
 	text("reason", e.Reason)
-	if e.Child.PID != 0 {
-		add("child", slog.Int64Value(int64(e.Child.PID)))
-		add("child_starttime", slog.Uint64Value(e.Child.Start))
+	if e.Child.PID() != 0 {
+		add("child", slog.Int64Value(int64(e.Child.PID())))
+		add("child_starttime", slog.Uint64Value(e.Child.Start()))
 	}
 	r.Add(e.Attrs...)
 	return r

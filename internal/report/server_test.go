@@ -230,7 +230,7 @@ func TestServerEvents(t *testing.T) {
 	if first := receive(t, got); first != e.Stream() {
 		t.Errorf("got %+v", first)
 	}
-	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.Zombie{PID: 7, Start: 8}, Zombies: 3})
+	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0), Zombies: 3})
 	if z := receive(t, got); z.Event != EventZombie || z.Child != 7 || z.PID != 4242 || z.Zombies != 3 {
 		t.Errorf("got %+v", z)
 	}

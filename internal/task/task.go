@@ -9,6 +9,7 @@
 package task
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -25,16 +26,34 @@ type ID struct {
 
 func (id ID) String() string { return fmt.Sprintf("%d@%d", id.PID, id.Start) }
 
-// Zombie is a dead thread group that its parent could reap. It is small (24
+// Zombie is a dead thread group that its parent could reap. It is small (16
 // bytes) because a node can hold half a million.
 type Zombie struct {
-	PID   int32
-	Start uint64 // clock ticks since boot
+	id uint64 // pid above startBits, start time below
 	// Since is when it began to wait for this parent: the exit event, where the
 	// source saw it happen under this same parent; else 0, and the tracker
 	// replaces it by the first sighting.
 	Since time.Duration
 }
+
+// A pid has 22 bits, and start times have a thousand years.
+const startBits = 42
+
+// NewZombie returns the zombie with this pid and start time, in clock ticks since
+// boot.
+func NewZombie(pid int, start uint64, since time.Duration) Zombie {
+	return Zombie{uint64(pid)<<startBits | start&(1<<startBits-1), since}
+}
+
+// PID is its pid.
+func (z Zombie) PID() int { return int(z.id >> startBits) }
+
+// Start is its start time in clock ticks since boot.
+func (z Zombie) Start() uint64 { return z.id & (1<<startBits - 1) }
+
+// Compare orders zombies by pid, and those that had the same one, one after the
+// other, by start time. It is 0 for one and the same.
+func (z Zombie) Compare(other Zombie) int { return cmp.Compare(z.id, other.id) }
 
 // Children are the zombies of one parent at one moment.
 type Children struct {

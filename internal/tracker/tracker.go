@@ -5,7 +5,6 @@
 package tracker
 
 import (
-	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -60,9 +59,8 @@ func (t *Tracker) ApplyTo(id task.ID, s *task.Snapshot) {
 
 // merge gives every zombie of c the moment since when it waits for this parent.
 func merge(prev *Parent, c *task.Children, s *task.Snapshot) *Parent {
-	byPID := func(a, b task.Zombie) int { return cmp.Compare(a.PID, b.PID) }
-	if !slices.IsSortedFunc(c.Reapable, byPID) {
-		slices.SortFunc(c.Reapable, byPID)
+	if !slices.IsSortedFunc(c.Reapable, task.Zombie.Compare) {
+		slices.SortFunc(c.Reapable, task.Zombie.Compare)
 	}
 	p := &Parent{ID: c.Parent, Traced: c.Traced, Tracer: c.Tracer, Leaders: c.Leaders, zombies: c.Reapable}
 	var old []task.Zombie
@@ -71,7 +69,7 @@ func merge(prev *Parent, c *task.Children, s *task.Snapshot) *Parent {
 	}
 	for i := range p.zombies {
 		z := &p.zombies[i]
-		for len(old) > 0 && old[0].PID < z.PID {
+		for len(old) > 0 && old[0].Compare(*z) < 0 {
 			old = old[1:]
 		}
 		if z.Since == 0 || z.Since > s.Ended {
@@ -79,7 +77,7 @@ func merge(prev *Parent, c *task.Children, s *task.Snapshot) *Parent {
 			// sighting. The end of the snapshot is the later, safer moment.
 			z.Since = s.Ended
 		}
-		if len(old) > 0 && old[0].PID == z.PID && old[0].Start == z.Start {
+		if len(old) > 0 && old[0].Compare(*z) == 0 {
 			z.Since = min(z.Since, old[0].Since)
 		}
 	}

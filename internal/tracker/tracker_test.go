@@ -22,7 +22,7 @@ func snap(end time.Duration, parent task.ID, zs ...task.Zombie) *task.Snapshot {
 }
 
 func z(pid int32, since time.Duration) task.Zombie {
-	return task.Zombie{PID: pid, Start: uint64(pid), Since: since}
+	return task.NewZombie(int(pid), uint64(pid), since)
 }
 
 var (
@@ -43,7 +43,7 @@ func TestAge(t *testing.T) {
 		{"older than the daemon: first sighting", []*task.Snapshot{snap(10*s, p7, z(100, 0))}, p7, 11 * s, 1 * s, 1},
 		{"first sighting is kept", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, z(90, 0), z(100, 0))}, p7, 21 * s, 11 * s, 2},
 		{"a forgotten exit time does not make it younger", []*task.Snapshot{snap(10*s, p7, z(100, 4*s)), snap(20*s, p7, z(100, 0))}, p7, 21 * s, 17 * s, 1},
-		{"pid reused by another zombie", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, task.Zombie{PID: 100, Start: 101})}, p7, 21 * s, 1 * s, 1},
+		{"pid reused by another zombie", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, task.NewZombie(100, 101, 0))}, p7, 21 * s, 1 * s, 1},
 		{"moved to another parent: a grace of its own", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p8, z(100, 0))}, p8, 21 * s, 1 * s, 1},
 		{"an exit time from the future counts from now", []*task.Snapshot{snap(10*s, p7, z(100, 99*s))}, p7, 11 * s, 1 * s, 1},
 		{"reaped", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7)}, p7, 21 * s, 0, 0},
@@ -115,10 +115,10 @@ func TestOlder(t *testing.T) {
 	var tr Tracker
 	tr.Apply(snap(10*s, p7, z(1, 3*s), z(2, 5*s), z(3, 4*s)))
 	p, _ := tr.Get(p7)
-	for moment, want := range map[time.Duration][]int32{2 * s: {}, 4 * s: {1, 3}, 5 * s: {1, 2, 3}} {
-		got := []int32{}
+	for moment, want := range map[time.Duration][]int{2 * s: {}, 4 * s: {1, 3}, 5 * s: {1, 2, 3}} {
+		got := []int{}
 		for _, z := range p.Older(moment) {
-			got = append(got, z.PID)
+			got = append(got, z.PID())
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("older than %v: %v, want %v", moment, got, want)
