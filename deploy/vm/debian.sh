@@ -1,16 +1,20 @@
 #!/bin/bash
 # Fetch what `make vmtest` boots: Debian's cloud kernels and, for each, a root
-# file system of the same release with systemd. From whatever Debian mirror the
+# file system of the same release with systemd; for the suite arm64, that of
+# bookworm for this processor, without systemd. From whatever Debian mirror the
 # machine's apt uses, other suites; or from the one in DEBIAN_MIRROR (and
 # DEBIAN_SECURITY_MIRROR).
 #
 #	debian.sh CACHE SUITE    makes CACHE/SUITE/vmlinuz and CACHE/SUITE/root.cpio
 #
-# What is there is not fetched again; remove it to have it renewed.
+# What is there is not fetched again unless this script has changed; remove it to
+# have it renewed.
 set -euo pipefail
 
 cache=$1 suite=$2
 dir=$cache/$suite
+arch=amd64 release=$suite
+[ "$suite" != arm64 ] || arch=arm64 release=bookworm
 
 # $(mirror PATH): the first of apt's Debian mirrors whose URL ends like that.
 mirror() {
@@ -28,8 +32,8 @@ setup_apt() {
 	mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
 	: >"$dir/apt/status"
 	cat >"$dir/apt/sources.list" <<-END
-		deb $main $suite main
-		deb $security $suite-security main
+		deb $main $release main
+		deb $security $release-security main
 	END
 	cat >"$dir/apt/apt.conf" <<-END
 		Dir::State "$dir/apt";
@@ -37,8 +41,8 @@ setup_apt() {
 		Dir::Cache "$dir/apt";
 		Dir::Etc::sourcelist "$dir/apt/sources.list";
 		Dir::Etc::sourceparts "-";
-		APT::Architecture "amd64";
-		APT::Architectures "amd64";
+		APT::Architecture "$arch";
+		APT::Architectures "$arch";
 	END
 	export APT_CONFIG=$dir/apt/apt.conf
 	apt-get -qq update
@@ -46,7 +50,7 @@ setup_apt() {
 
 kernel() {
 	local package
-	package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	package=$(apt-cache depends "linux-image-cloud-$arch" | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
 	(cd "$dir" && rm -f ./*.deb && apt-get -qq download "$package")
 	dpkg-deb --fsys-tarfile "$dir"/linux-image-*.deb | tar -xO --wildcards './boot/vmlinuz-*' >"$dir/vmlinuz.new"
 	rm "$dir"/*.deb
@@ -55,13 +59,18 @@ kernel() {
 
 # No documentation, no locales, no apt lists: it is unpacked into memory.
 root() {
-	mmdebstrap --quiet --variant=essential --include=systemd,systemd-sysv,dbus,procps \
+	local content=(--variant=essential --include="systemd,systemd-sysv,dbus,procps,rpm")
+	# A package's scripts cannot run on another processor: only its files
+	# and, below, a link.
+	[ "$arch" = amd64 ] || content=(--variant=extract --skip=check/qemu --include='?essential' --include='mount,procps')
+	mmdebstrap --quiet --architectures="$arch" "${content[@]}" \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
-		"$suite" "$dir/root.tar" "$dir/apt/sources.list"
+		"$release" "$dir/root.tar" "$dir/apt/sources.list"
 	rm -rf "$dir/root"
 	mkdir "$dir/root"
 	tar -C "$dir/root" -xf "$dir/root.tar" --exclude=./dev/*
+	[ "$arch" = amd64 ] || ln -s mawk "$dir/root/usr/bin/awk"
 	(cd "$dir/root" && find . | cpio --quiet -o -H newc) >"$dir/root.cpio.new"
 	rm -rf "$dir/root" "$dir/root.tar"
 	mv "$dir/root.cpio.new" "$dir/root.cpio"
@@ -70,7 +79,10 @@ root() {
 mkdir -p "$dir"
 exec 9>"$dir/lock"
 flock 9
+recipe=$(cksum <"$0")
+[ "$(cat "$dir/recipe" 2>/dev/null)" = "$recipe" ] || rm -f "$dir/root.cpio"
 [ ! -e "$dir/vmlinuz" ] || [ ! -e "$dir/root.cpio" ] || exit 0
 setup_apt
 [ -e "$dir/vmlinuz" ] || kernel
 [ -e "$dir/root.cpio" ] || root
+echo "$recipe" >"$dir/recipe"

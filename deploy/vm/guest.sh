@@ -1,8 +1,8 @@
 #!/bin/bash
 # What an administrator does with kzr's package, on this system, and what must
 # come of it: run by systemd in a virtual machine of its own. /vm/old.deb and
-# /vm/new.deb are the package in two versions, /vm/zoo makes processes. The last
-# line is the verdict.
+# /vm/new.deb are the package in two versions, old.rpm and new.rpm the same for
+# rpm; /vm/zoo makes processes. The last line is the verdict.
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 export DEBIAN_FRONTEND=noninteractive SYSTEMD_PAGER='' SYSTEMD_COLORS=0
@@ -268,11 +268,36 @@ remove_it() {
 	cat /tmp/left
 }
 
+# The scripts of the .rpm are told in other words what happens. (This is no
+# system of rpm's: it knows of no other package.)
+with_rpm() {
+	local pid
+	want "rpm -i" quiet rpm --nodeps -i /vm/old.rpm
+	want "installing starts nothing" not running kzr
+	want "systemctl start" systemctl enable -q --now kzr
+	pid=$(main_pid)
+	echo "threshold: 60" >/etc/kzr/kzr.yaml
+	want "rpm -U over a running one" quiet rpm --nodeps -U /vm/new.rpm
+	want "it runs" within 20 is ActiveState active
+	want "as the new version" grep -q 0.0.2 <(kzr version)
+	want "which has taken over" [ "$(main_pid)" != "$pid" ]
+	want "with the administrator's configuration" grep -q 60 /etc/kzr/kzr.yaml
+	pid=$(main_pid)
+	want "rpm -e" quiet rpm -e kzr
+	want "it does not run" [ ! -e "/proc/$pid" ]
+	want "systemd does not know it" is LoadState not-found
+	rm /etc/kzr/kzr.yaml.rpmsave
+	rmdir /etc/kzr
+	find / -xdev -name '*kzr*' -not -path '/vm/*' -not -path '/proc/*' -not -path '/sys/*' >/tmp/left
+	want "nothing but the changed configuration is left" [ ! -s /tmp/left ]
+	cat /tmp/left
+}
+
 tell
 mkfifo /tmp/none
 mark_journal
 start=$mark
-for step in install_it start_it reload_it pids_limit watchdog table_full without_bpf stop_it upgrade_it remove_it; do
+for step in install_it start_it reload_it pids_limit watchdog table_full without_bpf stop_it upgrade_it remove_it with_rpm; do
 	echo "== $step ($SECONDS s)"
 	"$step"
 done

@@ -213,7 +213,7 @@ type cmdline struct {
 const (
 	// cmdlinePatience is how long a command line is waited for. Reading one takes
 	// microseconds.
-	cmdlinePatience = 100 * time.Millisecond
+	cmdlinePatience = 500 * time.Millisecond
 	// cmdlinesKept bounds what is remembered, in bytes. The others are read again
 	// each time.
 	cmdlinesKept = 4 << 20

@@ -238,6 +238,15 @@ type guest struct {
 	packages map[string]map[string]*try // what each package's tests came to
 }
 
+// name is its kernel's, short.
+func (g *guest) name() string {
+	name := version.FindString(g.kernel)
+	if strings.HasSuffix(g.kernel, "-arm64") {
+		name += " on arm64"
+	}
+	return name
+}
+
 // readGuest takes the log of a virtual machine: "Linux RELEASE", and for each
 // package "==== PACKAGE" and what its tests print when they are run with -v.
 func readGuest(log string) (*guest, error) {
@@ -326,7 +335,7 @@ func onEach(guests []*guest, tell func(*guest) string) string {
 	same := true
 	for _, g := range guests {
 		same = same && tell(g) == tell(guests[0])
-		all = append(all, fmt.Sprintf("%s: %s", version.FindString(g.kernel), tell(g)))
+		all = append(all, fmt.Sprintf("%s: %s", g.name(), tell(g)))
 	}
 	if same {
 		return tell(guests[0])
