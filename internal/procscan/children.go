@@ -30,6 +30,9 @@ func (s *Scanner) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, e
 func (s *Scanner) snapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
 	for range 2 {
 		snap, err := s.family(id)
+		if errors.Is(err, errMany) {
+			break
+		}
 		if !errors.Is(err, errUnsure) {
 			return snap, err
 		}
@@ -46,8 +49,12 @@ func (s *Scanner) snapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, e
 	return snap, nil
 }
 
-// errUnsure says that the lists of children cannot be relied upon.
-var errUnsure = errors.New("the list of children is not certain")
+// errUnsure says that the lists of children cannot be relied upon; errMany, which
+// is one of those, that they are too long to read, the next time too.
+var (
+	errUnsure = errors.New("the list of children is not certain")
+	errMany   = fmt.Errorf("%w: it is very long", errUnsure)
+)
 
 // familyMax is the number of children up to which their lists are read. The
 // kernel walks its list from the head for every 4 KiB that it gives out, and
@@ -121,7 +128,7 @@ func (w *worker) children(p *pass) error {
 			pids = append(pids, uint32(pid))
 		}
 		if len(pids) > familyMax || len(b) == 8*familyMax {
-			return errUnsure
+			return errMany
 		}
 	}
 	slices.Sort(pids)
