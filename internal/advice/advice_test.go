@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/charmbracelet/x/ansi"
+
 	"kzr/internal/policy"
 	"kzr/internal/report"
 	"kzr/internal/task"
@@ -234,6 +236,60 @@ func TestWrite(t *testing.T) {
 	if strings.ContainsAny(b.String(), "\x1b\r") {
 		t.Errorf("raw: %q", b.String())
 	}
+}
+
+// Whatever names there are, and whoever passed them on, the story keeps its form
+// and its width.
+func FuzzWrite(f *testing.F) {
+	f.Add("node", "/usr/bin/node", "node server.js", "/kubepods/x", "app", "web-1", "shop", "tenants", int16(80), 60.0)
+	f.Add("\x1b[2J", "\n\nFacts\n", "\u202e", "a\nTree\n  1 init  <", "\xff", "\u009b", "\r", " ", int16(0), -1e300)
+	f.Add("界界", "", strings.Repeat("界", 120), "\t", "", "", strings.Repeat("x ", 60), "\u3164", int16(-1), 1e300)
+	f.Fuzz(func(t *testing.T, comm, exe, command, cgroup, name, pod, namespace, rule string, width int16, age float64) {
+		d := leaker(func(d *report.Detail) {
+			d.Comm, d.Exe, d.Cmdline, d.Cgroup, d.Unit = comm, exe, []string{command}, cgroup, cgroup
+			d.Container = &task.Container{Runtime: name, ID: name, PodUID: pod, Pod: pod, Namespace: namespace, Name: name, Image: name}
+			d.Inner = &task.Container{Runtime: pod, ID: pod}
+			if name == "" {
+				d.Container, d.Inner = nil, nil
+			}
+			d.State, d.Rule, d.Reason, d.Unseen = exe, rule, rule, []string{cgroup, comm}
+			d.OldestSeconds, d.DeadlineSeconds, d.Grace = age, &age, age
+			for i := range d.Ancestors {
+				d.Ancestors[i].Comm = comm
+			}
+			for i := range d.Sample {
+				d.Sample[i].Comm, d.Sample[i].AgeSeconds = comm, &age
+			}
+			d.Children, d.LiveChildren = []report.Relative{{PID: 4300, Comm: exe}}, 2
+		})
+		Complete(d, settings)
+		var b strings.Builder
+		if err := Write(&b, d, int(width)); err != nil {
+			t.Fatal(err)
+		}
+		var titles []string
+		wide, tree := min(max(int(width), 40), 100), false
+		for line := range strings.Lines(b.String()) {
+			line = strings.TrimSuffix(line, "\n")
+			if strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Fatalf("raw: %q", line)
+			}
+			if n := ansi.StringWidth(line); n > wide && !tree {
+				t.Fatalf("%d columns of %d: %q", n, wide, line)
+			}
+			if line != "" && !strings.HasPrefix(line, "  ") {
+				titles = append(titles, line)
+			}
+			tree = tree || line == "Tree"
+		}
+		var want []string
+		for _, s := range Story(d) {
+			want = append(want, s.Title)
+		}
+		if want = append(want, "Facts", "Tree"); !slices.Equal(titles, want) {
+			t.Errorf("the sections are %q, want %q", titles, want)
+		}
+	})
 }
 
 func TestWrap(t *testing.T) {

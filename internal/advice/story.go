@@ -211,7 +211,7 @@ func Write(w io.Writer, d *report.Detail, width int) error {
 		if n.Self {
 			mark = "  <"
 		}
-		fmt.Fprintf(&b, "  %s%s%s\n", strings.Repeat(" ", min(2*n.Depth, width/3)), n.Text, mark)
+		fmt.Fprintf(&b, "  %s%s%s\n", strings.Repeat(" ", min(2*n.Depth, width/3)), report.Sanitize(n.Text), mark)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("writing the story: %w", err)

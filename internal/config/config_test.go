@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -424,14 +425,29 @@ func FuzzLoad(f *testing.F) {
 		"", "threshold: -5", "a: &x [*x]", "rules: &r [{name: a, match: {uid: 1, pod: '*'}}]", "rules: [&a [*a]]",
 		"limits: {perWorkload: {kills: 1, window: 1h}}", "protect: [/a, \"/\\0\"]", "? [x]\n: 1", "<<: {mode: proc}",
 		"mode: !!binary YQ==", "grace: 1h\n---\n", "%YAML 1.1\n---\n", "\"\\u202e\\x1b\": 1", "- \xff", "a: \u2028b",
+		"grace: 10m\nsweepInterval: 90m\nnudge: 0\nprotect: [/a, /b]\ncri: []",
 	} {
 		f.Add([]byte(s))
 	}
+	path := filepath.Join(f.TempDir(), "kzr.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := parse("f.yaml", data)
 		if err == nil {
 			if err := c.Validate(); err != nil {
 				t.Errorf("loads but does not validate: %v", err)
+			}
+			if again, err := parse("f.yaml", data); err != nil || !reflect.DeepEqual(again, c) {
+				t.Errorf("loads as %+v, and then as %+v, %v", c, again, err)
+			}
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := throughFlags(t, c, path); !reflect.DeepEqual(got, c) {
+				t.Errorf("with every flag over the file %+v, want %+v", got, c)
+			}
+			got := throughFlags(t, c, os.DevNull)
+			if got.Rules = c.Rules; !reflect.DeepEqual(got, c) {
+				t.Errorf("with every flag %+v, want %+v", got, c)
 			}
 			return
 		}
@@ -444,6 +460,34 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+// throughFlags says every setting of c but the rules with flags, over a file.
+func throughFlags(t *testing.T, c Config, path string) Config {
+	t.Helper()
+	args := []string{"--config=" + path}
+	for _, s := range settings {
+		v := s.value(&c)
+		texts := []string{v.String()}
+		if l, ok := v.(*list); ok {
+			if texts = *l.p; len(texts) == 0 && texts != nil {
+				texts = []string{""}
+			}
+		}
+		for _, text := range texts {
+			args = append(args, "--"+s.flag+"="+text)
+		}
+	}
+	set := pflag.NewFlagSet("kzr", pflag.ContinueOnError)
+	f := Register(set)
+	if err := set.Parse(args); err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	got, err := f.Load()
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	return got
+}
+
 func write(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kzr.yaml")
@@ -454,7 +498,7 @@ func write(t *testing.T, text string) string {
 }
 
 func printable(s string) bool {
-	return !strings.ContainsFunc(s, func(c rune) bool { return c == unicode.ReplacementChar || !unicode.IsPrint(c) })
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) })
 }
 
 // Root reads everything, so the thread gives up root's rights to files.

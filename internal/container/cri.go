@@ -58,14 +58,19 @@ func criNames(ctx context.Context, client *http.Client, m Match) (names, error) 
 	if err != nil {
 		return n, ignoreNo(err)
 	}
+	var sandbox string
 	each(answer, func(num protowire.Number, c []byte) {
 		if num == 1 && string(at(c, 1)) == id {
-			var s names
-			if s, err = sandboxNames(ctx, client, string(at(c, 2))); err == nil {
-				n.pod, n.namespace, n.podUID = s.pod, s.namespace, s.podUID
-			}
+			sandbox = string(at(c, 2))
 		}
 	})
+	if sandbox == "" {
+		return n, nil
+	}
+	s, err := sandboxNames(ctx, client, sandbox)
+	if err == nil {
+		n.pod, n.namespace, n.podUID = s.pod, s.namespace, s.podUID
+	}
 	return n, ignoreNo(err)
 }
 

@@ -1,27 +1,34 @@
 package container
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"kzr/internal/task"
@@ -529,6 +536,118 @@ func TestHostileSocket(t *testing.T) {
 			}
 		})
 	}
+}
+
+// answerer answers every request as it likes.
+type answerer func(*http.Request) *http.Response
+
+func (f answerer) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
+
+// Whatever a runtime answers, it can add names that can be shown, and cannot
+// change what the path says.
+func FuzzAnswer(f *testing.F) {
+	marshal := func(m proto.Message) []byte {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return b
+	}
+	status := marshal(&cri.ContainerStatusResponse{Status: kubeletContainer(idA, "web-0")})
+	bare := marshal(&cri.ContainerStatusResponse{Status: &cri.ContainerStatus{Id: idA, Metadata: &cri.ContainerMetadata{Name: "db"}}})
+	list := marshal(&cri.ListContainersResponse{Containers: []*cri.Container{{Id: idA, PodSandboxId: idC}}})
+	sandbox := marshal(&cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{
+		Id: idC, Metadata: &cri.PodSandboxMetadata{Name: "db-0", Uid: uidA, Namespace: "tenant-b"},
+	}})
+	version := marshal(&cri.VersionResponse{RuntimeName: "containerd", RuntimeVersion: "v1.2.3"})
+	engine := []byte(`{"Id":"` + idA + `","Name":"/lucid_bose","Config":{"Image":"alpine:3","Labels":{"` + labelPodUID + `":"` + uidA +
+		`","` + labelPod + `":"kube-proxy","` + labelNamespace + `":"kube-system","` + labelContainer + `":"proxy"}}}`)
+	f.Add(200, "application/grpc", "0", "", status, list, sandbox, version)
+	f.Add(200, "application/grpc+proto", "0", "", bare, slices.Concat(list, list, list), sandbox, version)
+	f.Add(200, "application/grpc", "5", "container \x1b 100%25 %zz", status, list, sandbox, version)
+	f.Add(200, "application/grpc", "12", "", []byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f}, []byte{}, []byte{}, []byte{0x12, 1, '\n'})
+	f.Add(200, "application/json", "", "", engine, engine, engine, []byte(`{"Version":"20.10"}`))
+	f.Add(200, "application/json", "", "", []byte(`{"Id":{}}`), []byte(`{"Id":"`+idA+`","Name":7}`), engine, []byte(`{"Version":"\u202e"}`))
+	other := bytes.ReplaceAll(status, []byte(idA), []byte(idB))
+	f.Add(200, "application/grpc", "0", "", other, list, sandbox, version)
+	other = bytes.ReplaceAll(engine, []byte(idA), []byte(idB))
+	f.Add(200, "application/json", "", "", other, other, other, []byte{})
+	f.Add(200, "application/json", "", "", bytes.Replace(engine, []byte(labelPodUID), []byte("x"), 1), []byte{}, []byte{}, []byte{})
+	f.Add(404, "\x1b[2J", "", "", []byte{}, []byte{}, []byte{}, []byte("\x1b"))
+	cgroups := []string{systemdPod + "/cri-containerd-" + idA + ".scope", "/docker/" + idA, "/kubepods/pod" + uidA + "/" + idA, "/libpod_parent/libpod-" + idA}
+	f.Fuzz(func(t *testing.T, code int, contentType, grpcStatus, grpcMessage string, status, list, sandbox, version []byte) {
+		asked := 0
+		answer := answerer(func(r *http.Request) *http.Response {
+			asked++
+			body := status
+			switch path.Base(r.URL.Path) {
+			case "ListContainers":
+				body = list
+			case "PodSandboxStatus":
+				body = sandbox
+			case "Version", "version":
+				body = version
+			}
+			if r.Method == http.MethodPost {
+				body = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+			}
+			return &http.Response{
+				StatusCode: code, Status: fmt.Sprint(code), Body: io.NopCloser(bytes.NewReader(body)),
+				Header:  http.Header{"Content-Type": {contentType}},
+				Trailer: http.Header{"Grpc-Status": {grpcStatus}, "Grpc-Message": {grpcMessage}},
+			}
+		})
+		for _, name := range []string{"cri.sock", "docker.sock", "podman.sock"} {
+			for _, cgroup := range cgroups {
+				ref, _ := Parse(cgroup)
+				said := ref.Container()
+				r := NewResolver(Options{Sockets: []string{name}})
+				r.sockets[0].client = &http.Client{Transport: answer}
+				asked = 0
+				got, ok := r.Resolve(t.Context(), ref)
+				if asked > 4 {
+					t.Errorf("%s was asked %d questions for one container", name, asked)
+				}
+				kept := got
+				kept.Pod, kept.Namespace, kept.Name, kept.Image = "", "", "", ""
+				if said.Runtime == "" {
+					kept.Runtime = ""
+				}
+				if said.PodUID == "" {
+					kept.PodUID = ""
+				}
+				if kept != said || !ok && got != said {
+					t.Errorf("%s says of %s that it is %+v", name, cgroup, got)
+				}
+				var engine struct {
+					ID string `json:"Id"`
+				}
+				about := bytes.Contains(slices.Concat(status, sandbox), []byte(idA))
+				if name != "cri.sock" {
+					about = json.Unmarshal(status, &engine) == nil && engine.ID == idA
+				}
+				if ok && !about {
+					t.Errorf("%s speaks of another, and %s is %+v", name, cgroup, got)
+				}
+				if name != "cri.sock" && said.PodUID == "" && got.Pod+got.Namespace+got.PodUID != "" {
+					t.Errorf("%s makes a pod of %s: %+v", name, cgroup, got)
+				}
+				for _, s := range []string{got.Runtime, got.PodUID, got.Pod, got.Namespace, got.Name, got.Image} {
+					if len(s) > 512 || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+						t.Errorf("%s says %q", name, s)
+					}
+				}
+				st := r.sockets[0].status(t.Context())
+				text := st.Runtime + st.Version
+				if st.Err != nil {
+					text = st.Err.Error()
+				}
+				if len(text) > 1500 || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+					t.Errorf("%s: %q", name, text)
+				}
+			}
+		}
+	})
 }
 
 func drain(c net.Conn) {

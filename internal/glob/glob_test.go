@@ -101,12 +101,18 @@ func TestMatchCostIsBounded(t *testing.T) {
 func FuzzMatch(f *testing.F) {
 	f.Add("a*b?[c-e]", "axxbzd")
 	f.Add(`\*[^x]`, "*y")
+	f.Add("a", "*")
 	f.Fuzz(func(t *testing.T, pattern, s string) {
 		g, err := Compile(pattern)
 		if err != nil {
 			return
 		}
 		got := g.Match(s)
+		// Escaped, a text is itself and nothing else.
+		literal, err := Compile(strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`).Replace(s))
+		if err != nil || !literal.Match(s) || literal.Match(pattern) != (pattern == s) {
+			t.Errorf("%q, escaped, is an error (%v), does not match itself, or matches %q", s, err, pattern)
+		}
 		if strings.Contains(pattern, "[") || strings.Contains(s, "/") || !utf8.ValidString(pattern+s) {
 			return
 		}

@@ -2,13 +2,22 @@ package procscan
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
 	"fmt"
+	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/container"
 	"kzr/internal/task"
 )
 
@@ -94,7 +103,13 @@ func FuzzStat(f *testing.F) {
 	}
 	f.Add([]byte("1 (a) Z 1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		st, err := parseStat(b)
+		// As a name it changes nothing else.
+		want := stat{comm: []byte(string(b)), state: 'S', pid: 7, ppid: 1, flags: 2, threads: 3, start: 4}
+		st, err := parseStat(line(7, string(b), 'S', 1, 2, 3, 4))
+		if err != nil || !reflect.DeepEqual(st, want) {
+			t.Fatalf("comm %q: %+v, %v", b, st, err)
+		}
+		st, err = parseStat(b)
 		if err != nil {
 			return
 		}
@@ -102,8 +117,9 @@ func FuzzStat(f *testing.F) {
 			t.Fatalf("pid %d, ppid %d", st.pid, st.ppid)
 		}
 		// What was understood can be written and understood again, but for
-		// what no kernel prints.
+		// what no kernel prints, and the counters of waits, which line leaves out.
 		again, err := parseStat(line(int(st.pid), string(st.comm), st.state, int(st.ppid), int(st.flags), int(st.threads), st.start))
+		again.waited = st.waited
 		if err != nil || !reflect.DeepEqual(again, st) {
 			t.Fatalf("%q\n%+v\n%+v, %v", b, st, again, err)
 		}
@@ -163,7 +179,7 @@ func FuzzStatus(f *testing.F) {
 		}
 		// The quick look and the whole parse agree where a line is there once.
 		v, ok := field(b, "\nTracerPid:\t")
-		if ok && bytes.Count(b, []byte("TracerPid:")) == 1 && v <= 1<<32-1 && v != st.tracer {
+		if ok && bytes.Count(b, []byte("TracerPid:")) == 1 && v != st.tracer {
 			t.Fatalf("%q: %d and %d", b, v, st.tracer)
 		}
 	})
@@ -186,6 +202,19 @@ func TestSplitCmdline(t *testing.T) {
 			t.Errorf("%q gives %q", tc.in, got)
 		}
 	}
+}
+
+func FuzzCmdline(f *testing.F) {
+	f.Add([]byte("sh\x00-c\x00\x00x\x00"))
+	f.Add([]byte("a title without an end"))
+	f.Add([]byte("\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		args := splitCmdline(b)
+		whole := strings.TrimSuffix(string(b), "\x00")
+		if strings.Join(args, "\x00") != whole || (args == nil) != (whole == "") {
+			t.Fatalf("%q gives %q", b, args)
+		}
+	})
 }
 
 func TestParseLoadavg(t *testing.T) {
@@ -212,6 +241,7 @@ func TestParseOffsets(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"", "monotonic 0 0\n", "boottime 0 0\n", "monotonic 0 0\nboottime x 0\n", "monotonic 0 0\nboottime 1\n",
+		"monotonic 0 0\nboottime 9223372036854775807 0\n", "monotonic 0 -1\nboottime 0 0\n",
 	} {
 		if got, err := parseOffsets([]byte(bad)); err == nil {
 			t.Errorf("%q gives %v", bad, got)
@@ -219,16 +249,51 @@ func TestParseOffsets(t *testing.T) {
 	}
 }
 
+// What the node's files say is an error, or what anybody would read there.
+func FuzzNode(f *testing.F) {
+	f.Add("0.20 0.18 0.12 1/80123 11206\n", "monotonic           0         0\nboottime            0         0\n")
+	f.Add("0 0 0 1/x 1", "monotonic    5 0\nboottime  -86400  250000000\n")
+	f.Add("0 0 0 1/4294967296", "boottime 9223372036854775807 0\nmonotonic 1 1\n")
+	f.Fuzz(func(t *testing.T, loadavg, offsets string) {
+		if n, err := parseLoadavg(loadavg); err == nil {
+			if _, total, _ := strings.Cut(strings.Fields(loadavg)[3], "/"); n < 0 || n > math.MaxInt32 || fmt.Sprint(n) != cmp.Or(strings.TrimLeft(total, "0"), "0") {
+				t.Errorf("%q gives %d", loadavg, n)
+			}
+		}
+		o, err := parseOffsets([]byte(offsets))
+		if err != nil {
+			return
+		}
+		for line := range strings.Lines(offsets) {
+			var clock string
+			var sec, nsec float64
+			if n, _ := fmt.Sscan(line, &clock, &sec, &nsec); n != 3 || len(strings.Fields(line)) != 3 {
+				continue
+			}
+			got, known := map[string]time.Duration{"monotonic": o.Monotonic, "boottime": o.Boottime}[clock]
+			if !known || strings.Count(offsets, clock) > 1 {
+				continue
+			}
+			if want := sec + nsec/1e9; math.Abs(got.Seconds()-want) > math.Abs(want)/1e9 {
+				t.Errorf("%q gives %s for %s", offsets, got, clock)
+			}
+		}
+	})
+}
+
+// dirent is an entry of a directory as the kernel gives it.
+func dirent(name string) []byte {
+	n := (19 + len(name) + 1 + 7) &^ 7
+	b := make([]byte, n)
+	b[16] = byte(n)
+	copy(b[19:], name)
+	return b
+}
+
 func TestNextPID(t *testing.T) {
-	entry := func(name string) []byte {
-		n := (19 + len(name) + 1 + 7) &^ 7
-		b := make([]byte, n)
-		b[16] = byte(n)
-		copy(b[19:], name)
-		return b
-	}
 	var got []uint32
-	block := slices.Concat(entry("."), entry("1"), entry("acpi"), entry("4194304"), entry("12x"), entry("77"))
+	block := slices.Concat(dirent("."), dirent("1"), dirent("acpi"), dirent("4194304"), dirent("12x"),
+		dirent("4194305"), dirent("4294967297"), dirent("77"))
 	for b := block; len(b) > 0; {
 		var pid uint32
 		if pid, b = nextPID(b); pid != 0 {
@@ -238,6 +303,39 @@ func TestNextPID(t *testing.T) {
 	if want := []uint32{1, 4194304, 77}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
+}
+
+func FuzzNextPID(f *testing.F) {
+	f.Add(slices.Concat(dirent("."), dirent("1"), dirent("acpi"), dirent("4194304"), dirent("077")))
+	f.Add(slices.Concat(dirent("12x"), dirent("4294967297"))[:45])
+	f.Add([]byte{16: 0, 19: '1', 24: 0})
+	f.Add([]byte{16: 18, 19: '1', 24: 0})
+	f.Add([]byte{16: 19, 17: 1, 19: '7'})
+	f.Add([]byte{16: 24, 19: '1', 20: '2', 21: '3', 22: '4', 23: '5', 24: '6'})
+	f.Fuzz(func(t *testing.T, block []byte) {
+		// Digits behind the end of the block belong to nobody.
+		names := append(slices.Clone(block), "999999999999999999999999"...)[:len(block)]
+		for len(names) > 0 {
+			var want uint64
+			length := 0
+			if len(names) >= 19 {
+				length = int(binary.LittleEndian.Uint16(names[16:]))
+			}
+			if length < 19 || length > len(names) {
+				length = len(names)
+			} else {
+				name, _, _ := bytes.Cut(names[19:length], []byte{0})
+				if n, err := strconv.ParseUint(string(name), 10, 64); err == nil && n <= maxPID {
+					want = n
+				}
+			}
+			pid, rest := nextPID(names)
+			if uint64(pid) != want || !bytes.Equal(rest, names[length:]) {
+				t.Fatalf("%q gives %d and leaves %q, want %d and %q", names, pid, rest, want, names[length:])
+			}
+			names = rest
+		}
+	})
 }
 
 func TestChain(t *testing.T) {
@@ -259,6 +357,11 @@ func TestChain(t *testing.T) {
 		if got := m.chain(tc.cgroup); !slices.Equal(got, tc.want) {
 			t.Errorf("%s below %s: %q, want %q", tc.cgroup, tc.root, got, tc.want)
 		}
+	}
+	deep := "/kubepods/pod/container" + strings.Repeat("/d", 1500)
+	got := (&mount{root: "/", ok: true}).chain(deep)
+	if n := len(got); n > chainMax+2 || got[0] != deep[1:] || !slices.Equal(got[n-4:], []string{"kubepods/pod/container", "kubepods/pod", "kubepods", "."}) {
+		t.Errorf("a deep one: %q", got)
 	}
 	if got := (&mount{}).chain("/a"); got != nil {
 		t.Errorf("without a mount: %q", got)
@@ -287,4 +390,65 @@ func TestHidden(t *testing.T) {
 			t.Errorf("%+v: %q", tc, got)
 		}
 	}
+}
+
+// Whatever a process's cgroups are called, nothing outside the mounts is read.
+func FuzzCgroup(f *testing.F) {
+	for _, file := range []string{
+		"0::/\n", "0::/a/b/c\n", "0::/ab/c\n", "0::/a/b (deleted)\n", "0::/../../x\n", "0::/..\n", "0::/a/../..\n", "0::\n0::relative\n0:..\n",
+		"9:freezer:/a/..\n8:pids:/../a\n1:name=systemd:/a\n0::/b\n", "3:cpu,freezer,pids:/a//b/\n", "0::/a:/b\n0::/...\n0::/a/./b\n",
+		"0::/" + strings.Repeat("b", 300), "0::" + strings.Repeat("/"+strings.Repeat("d", 250), 17) + "\n",
+	} {
+		f.Add("/", []byte(file))
+		f.Add("/a", []byte(file))
+	}
+	// The directory above the mounts says all that makes a difference.
+	above := f.TempDir()
+	for name, text := range map[string]string{
+		"cgroup.freeze": "1", "cgroup.events": "frozen 1", "freezer.state": "FROZEN", "pids.max": "1", "pids.current": "1",
+	} {
+		if err := os.WriteFile(filepath.Join(above, name), []byte(text), 0o600); err != nil {
+			f.Fatal(err)
+		}
+	}
+	inside := filepath.Join(above, "a")
+	if err := os.Mkdir(inside, 0o700); err != nil {
+		f.Fatal(err)
+	}
+	dir, err := unix.Open(inside, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { unix.Close(dir) })
+	f.Fuzz(func(t *testing.T, root string, file []byte) {
+		if len(file) > cgroupMax || bytes.IndexByte(file, 0) >= 0 || strings.Contains(root, "\x00") {
+			return // no kernel writes that
+		}
+		m := mount{dir: dir, root: root, ok: true}
+		name, pids := container.Pick(file)
+		for _, path := range []string{name, pids} {
+			if path != "" && (path[0] != '/' || !bytes.Contains(file, []byte(":"+path)) || strings.Contains(path, "\n")) {
+				t.Fatalf("%q is no path of %q", path, file)
+			}
+			list := m.chain(path)
+			for i, c := range list {
+				if !filepath.IsLocal(c) || i > 0 && c != "." && !strings.HasPrefix(list[i-1], c+"/") {
+					t.Fatalf("%q below %q: %q", path, root, list)
+				}
+			}
+			if len(list) > 0 && list[len(list)-1] != "." {
+				t.Fatalf("%q below %q ends in %q", path, root, list[len(list)-1])
+			}
+			if len(list) > 0 && root == filepath.Clean(root) && filepath.Join(root, list[0]) != filepath.Clean(path) {
+				t.Fatalf("%q below %q begins with %q", path, root, list[0])
+			}
+		}
+		s := Scanner{cgroups: hierarchies{unified: m, pids: m, freezer: m}}
+		if frozen, err := s.cgroups.frozen(file); frozen || err != nil {
+			t.Fatalf("%q below %q: frozen %v, %v", file, root, frozen, err)
+		}
+		if limits := s.PidsLimits(pids); limits != nil {
+			t.Fatalf("%q below %q: %v", pids, root, limits)
+		}
+	})
 }

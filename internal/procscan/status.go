@@ -30,7 +30,10 @@ func parseStatus(b []byte) status {
 	for len(b) > 0 {
 		line, rest, _ := bytes.Cut(b, []byte{'\n'})
 		b = rest
-		key, value, _ := bytes.Cut(line, []byte{':'})
+		key, value, ok := bytes.Cut(line, []byte{':'})
+		if !ok {
+			continue
+		}
 		switch string(key) {
 		case "Tgid":
 			s.tgid = firstInt(value)
@@ -67,8 +70,8 @@ func field(b []byte, key string) (int, bool) {
 	if end < 0 {
 		return 0, false // cut off: the number may not be whole
 	}
-	v, err := strconv.Atoi(string(bytes.TrimSpace(b[:end])))
-	return v, err == nil && v >= 0
+	v, err := strconv.ParseUint(string(bytes.TrimSpace(b[:end])), 10, 32)
+	return int(v), err == nil
 }
 
 func firstInt(b []byte) int {

@@ -243,7 +243,9 @@ func nextPID(b []byte) (pid uint32, rest []byte) {
 		if c < '0' || c > '9' {
 			return 0, b[reclen:]
 		}
-		pid = pid*10 + uint32(c-'0')
+		if pid = pid*10 + uint32(c-'0'); pid > maxPID {
+			return 0, b[reclen:]
+		}
 	}
 	return pid, b[reclen:]
 }

@@ -17,7 +17,7 @@ import (
 func children(n int) *task.Children {
 	c := &task.Children{Traced: 2, Tracer: 99, Leaders: 1}
 	for i := range n {
-		c.Reapable = append(c.Reapable, task.Zombie{PID: int32(1000 + i), Start: uint64(i), Since: time.Duration(i) * time.Second})
+		c.Reapable = append(c.Reapable, task.NewZombie(1000+i, uint64(i), time.Duration(i)*time.Second))
 	}
 	return c
 }
@@ -100,6 +100,7 @@ func TestDocumentHostile(t *testing.T) {
 func FuzzDocument(f *testing.F) {
 	f.Add("sh", "/bin/busybox", "sh\x00-c\x00exit", "/system.slice/x.service", "app", "api-7f", "prod", "tenants", uint8(80))
 	f.Add("", "", "", "", "", "", "", "", uint8(0))
+	f.Add("\x1b]0;x\a\n", "", "", "", "", "", "", "", uint8(0))
 	for _, tt := range hostile {
 		f.Add(tt.raw, tt.raw, tt.raw+"\x00"+tt.raw, "/"+tt.raw+".scope", tt.raw, tt.raw, tt.raw, tt.raw, uint8(40))
 	}

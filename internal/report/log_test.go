@@ -83,7 +83,7 @@ func TestEventKeys(t *testing.T) {
 			"event msg pid starttime comm exe uid zombies signal dry_run"},
 		{"spared", Event{Name: EventSpared, Process: host, Zombies: 1, Reason: "traced"},
 			"event msg pid starttime comm exe uid zombies reason"},
-		{"zombie", Event{Name: EventZombie, Process: host, Zombies: 1, Oldest: 1, Child: task.Zombie{PID: 7, Start: 8}},
+		{"zombie", Event{Name: EventZombie, Process: host, Zombies: 1, Oldest: 1, Child: task.NewZombie(7, 8, 0)},
 			"event msg pid starttime comm exe uid zombies oldest child child_starttime"},
 	}
 	for _, tt := range tests {
@@ -353,7 +353,7 @@ func parseText(t *testing.T, line string) map[string]string {
 // The stream, its client's type and the JSON log agree on every key.
 func TestStreamEventHasTheLogsKeys(t *testing.T) {
 	e := signalEvent()
-	e.Reason, e.DryRun, e.Child = "traced", true, task.Zombie{PID: 7, Start: 8}
+	e.Reason, e.DryRun, e.Child = "traced", true, task.NewZombie(7, 8, 0)
 	dec := json.NewDecoder(strings.NewReader(logged(t, "json", e)))
 	dec.DisallowUnknownFields()
 	var s StreamEvent

@@ -3,6 +3,7 @@ package top
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -190,21 +191,8 @@ func TestEverySizeFits(t *testing.T) {
 				state.with(m)
 				for _, w := range []int{0, 1, 4, 10, 22, 39, 40, 41, 60, 80, 99, 100, 119, 120, 139, 140, 200, 250} {
 					for _, h := range []int{0, 1, 2, 3, 4, 6, 10, 15, 16, 24, 29, 30, 60} {
-						m.Update(tea.WindowSizeMsg{Width: w, Height: h})
-						content := m.View().Content
-						lines := strings.Split(content, "\n")
-						if h > 0 && len(lines) != h {
-							t.Fatalf("%dx%d: %d lines", w, h, len(lines))
-						}
-						for i, line := range lines {
-							if n := ansi.StringWidth(line); n > w && w >= 10 {
-								t.Fatalf("%dx%d: line %d has %d columns: %q", w, h, i, n, ansi.Strip(line))
-							}
-						}
-						for _, r := range ansi.Strip(content) {
-							if r != '\n' && !unicode.IsPrint(r) {
-								t.Fatalf("%dx%d: %q is on the screen", w, h, r)
-							}
+						checkScreen(t, m, w, h)
+						for _, r := range text(m) {
 							if ascii && r > '~' && r != '名' && r != '界' {
 								t.Fatalf("%dx%d: %q is no ASCII", w, h, r)
 							}
@@ -214,6 +202,76 @@ func TestEverySizeFits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// checkScreen draws the screen in a size.
+func checkScreen(t *testing.T, m *model, w, h int) {
+	t.Helper()
+	m.Update(tea.WindowSizeMsg{Width: w, Height: h})
+	content := m.View().Content
+	lines := strings.Split(content, "\n")
+	if h > 0 && len(lines) != h {
+		t.Fatalf("%dx%d: %d lines", w, h, len(lines))
+	}
+	for i, line := range lines {
+		if n := ansi.StringWidth(line); n > w && w >= 10 {
+			t.Fatalf("%dx%d: line %d has %d columns: %q", w, h, i, n, ansi.Strip(line))
+		}
+	}
+	for _, r := range ansi.Strip(content) {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Fatalf("%dx%d: %q is on the screen", w, h, r)
+		}
+	}
+}
+
+// Whatever names there are, and whoever passed them on, the screen keeps its
+// form, and no sequence is on it but kzr's own colours.
+func FuzzScreen(f *testing.F) {
+	f.Add("node", "/usr/bin/node", "node server.js", "/system.slice/x.service", "app", "web-1", "shop", "sent SIGTERM", uint8(80), uint8(24), 60.0)
+	f.Add("\x1b]0;x\a\n", "\x1b[2J", "\u202e", "/\u009b.scope", "\xff", "\u2066", "\r", "\x1b[31m", uint8(200), uint8(60), -1e300)
+	f.Add("界", strings.Repeat("名", 20), strings.Repeat("界", 60), "", "", "\u3164", "\u0301", "", uint8(39), uint8(15), 1e300)
+	colours := regexp.MustCompile("\x1b\\[[0-9;]*m")
+	f.Fuzz(func(t *testing.T, comm, exe, command, cgroup, name, pod, namespace, message string, w, h uint8, age float64) {
+		p := parent(4242, 12000, func(p *report.Parent) {
+			p.Comm, p.Exe, p.Cmdline, p.Cgroup, p.State, p.Rule = comm, exe, []string{command}, cgroup, exe, message
+			p.OldestSeconds, p.DeadlineSeconds = age, &age
+			if name != "" {
+				p.Container = &task.Container{Runtime: name, ID: name, Pod: pod, Namespace: namespace, Name: name, Image: exe}
+			}
+		})
+		spared := p
+		spared.PID, spared.Verdict, spared.Reason = 17, "spared", message
+		st := status()
+		st.Host, st.Kernel, st.Version, st.Problems = comm, exe, command, []string{message}
+		m := newModel(t.Context(), Options{Alone: message})
+		see(m, 0, report.Document{Host: comm, Parents: []report.Parent{p, spared}}, st)
+		m.Update(eventsMsg{
+			{report.StreamEvent{Event: "signal", Signal: "SIGKILL", PID: 1, Comm: comm, Container: name, Pod: pod, Namespace: namespace, Message: message, Zombies: 60, Oldest: age}, 1},
+			{report.StreamEvent{Event: message, PID: 2, Comm: comm, Container: name, Reason: message}, 1},
+		})
+		check := func() {
+			checkScreen(t, m, int(w), int(h))
+			if s := colours.ReplaceAllString(m.View().Content, ""); strings.ContainsRune(s, '\x1b') {
+				t.Fatalf("%q", s)
+			}
+		}
+		check()
+		press(m, "/")
+		m.Update(tea.PasteMsg{Content: comm})
+		check()
+		press(m, "esc", "enter")
+		check()
+		d := report.Detail{Parent: p, Unit: cgroup, Unseen: []string{exe}, Inner: p.Container, Rule: message,
+			Ancestors: []report.Relative{{PID: 1, Comm: comm}}, Children: []report.Relative{{PID: 9, Comm: exe}},
+			Sample: []report.ZombieChild{{PID: 9999, Comm: comm, AgeSeconds: &age}}, Plan: []string{message}, Advice: []string{command}}
+		m.Update(detailMsg{id: m.detailOf, at: m.now, detail: d})
+		check()
+		press(m, "G")
+		check()
+		m.Update(sampleMsg{at: noon.Add(time.Hour), err: errors.New(message)})
+		check()
+	})
 }
 
 func openDetails(m *model) {
