@@ -167,7 +167,8 @@ type found struct {
 }
 
 // all judges the parents that hold most, as a document sorts them; omitted is how
-// many others there are. Nobody is looked at who will not be shown.
+// many others there are, or cannot be read. Nobody is looked at who will not be
+// shown.
 func (e *eye) all(most int) (list []found, omitted int, l last, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -179,18 +180,22 @@ func (e *eye) all(most int) (list []found, omitted int, l last, err error) {
 		})
 		parents = parents[:most]
 	}
+	omitted = max(omitted, 0)
 	for _, p := range parents {
-		f, err := e.glance(p, now)
+		f, failed := e.glance(p, now)
 		switch {
-		case errors.Is(err, procscan.ErrGone):
-			continue
-		case err != nil:
-			return nil, 0, last{}, err
+		case failed == nil:
+			list = append(list, found{f, p})
+		case !errors.Is(failed, procscan.ErrGone):
+			err = failed
+			omitted++
 		}
-		list = append(list, found{f, p})
 	}
 	e.album.turn(now)
-	return list, max(omitted, 0), e.last, nil
+	if len(list) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
+		return nil, 0, last{}, err
+	}
+	return list, omitted, e.last, nil
 }
 
 // cmdlines are the command lines of those that were last shown. They are read
