@@ -111,20 +111,30 @@ func TestFaultProcUnmounted(t *testing.T) {
 func TestFaultHangingCmdline(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--scope=all", "--grace=4s", s.socket())
-		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		k := s.start(mode, "--scope=all", s.socket())
+		shown := func(z *zoo.Zoo) (p parent) {
+			t.Helper()
+			zoo.Within(t, patience, "it is in the document", func() bool {
+				var doc document
+				s.wantAnswer("/v1/parents", &doc)
+				var found bool
+				p, found = doc.of(z.PID)
+				return found
+			})
+			return p
+		}
 		questions := 0
-		ask := func(pid, zombies int) {
+		ask := func(z *zoo.Zoo, zombies int) {
 			t.Helper()
 			began := time.Now()
 			var doc document
 			s.wantAnswer("/v1/parents", &doc)
-			if p, _ := doc.of(pid); p.Countable != zombies || p.Exe != s.exe || len(p.Cmdline) != 0 {
+			if p, _ := doc.of(z.PID); p.Countable != zombies || p.Exe != s.exe || len(p.Cmdline) != 0 {
 				t.Errorf("its document: %+v", p)
 			}
 			var one struct{ PID, Zombies int }
-			s.wantAnswer(fmt.Sprintf("/v1/parents/%d", pid), &one)
-			if one.PID != pid || one.Zombies != zombies {
+			s.wantAnswer(fmt.Sprintf("/v1/parents/%d", z.PID), &one)
+			if one.PID != z.PID || one.Zombies != zombies {
 				t.Errorf("its own page: %+v", one)
 			}
 			var st status
@@ -136,33 +146,25 @@ func TestFaultHangingCmdline(t *testing.T) {
 		}
 
 		tr := hangCmdlines(k)
-		k.saw(z.PID, "suspect")
+		harmless := zoo.Start(t, "exec=%s leak=5 serve", s.exe)
+		target := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
+		shown(harmless)
 		for range 3 {
-			ask(z.PID, 20)
+			ask(harmless, 5)
 		}
-		k.saw(z.PID, "terminated")
+		k.saw(target.PID, "terminated")
 		tr.close()
-		other := zoo.Start(t, "exec=%s leak=5 serve", s.exe)
-		zoo.Within(t, patience, "another's command line", func() bool {
-			var doc document
-			s.wantAnswer("/v1/parents", &doc)
-			p, _ := doc.of(other.PID)
-			return len(p.Cmdline) > 0
-		})
+		other := zoo.Start(t, "exec=%s leak=6 serve", s.exe)
+		zoo.Within(t, patience, "another's command line", func() bool { return len(shown(other).Cmdline) > 0 })
 
 		tr = hangCmdlines(k)
-		last := zoo.Start(t, "exec=%s leak=6 serve", s.exe)
-		zoo.Within(t, patience, "another sweep", func() bool {
-			var doc document
-			s.wantAnswer("/v1/parents", &doc)
-			_, found := doc.of(last.PID)
-			return found
-		})
-		ask(last.PID, 6)
+		last := zoo.Start(t, "exec=%s leak=7 serve", s.exe)
+		shown(last)
+		ask(last, 7)
 		k.send(unix.SIGTERM)
 		select {
 		case <-k.over:
-		case <-time.After(5 * time.Second):
+		case <-time.After(10 * time.Second):
 			t.Error("kzr goes on after SIGTERM")
 		}
 		tr.close()
