@@ -170,6 +170,53 @@ watchdog() {
 	no_drop_in
 }
 
+# ready_made NAME: one of the drop-ins that come with the package.
+ready_made() {
+	install -D -m 644 -t /etc/systemd/system/kzr.service.d "/usr/share/kzr/$1.conf"
+	systemctl daemon-reload
+	systemctl restart kzr
+}
+
+# Something listens where a container runtime would, for root's group only, and
+# notes who comes; and a process leaks in what looks like a pod's container.
+asks_runtime() {
+	local pod=/sys/fs/cgroup/kubepods/pod11111111-2222-4333-8444-555555555555
+	local container=$pod/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+	local socket=/run/containerd/containerd.sock
+	mkdir -p "$container" "${socket%/*}"
+	# shellcheck disable=SC2016 # for the other shell
+	systemd-run -q --unit=runtime systemd-socket-activate --accept --listen="$socket" \
+		/bin/sh -c 'echo somebody >>/tmp/asked'
+	within 10 [ -S "$socket" ]
+	chmod 660 "$socket"
+	transient tenant "cgroup=$container" leak=30
+	ready_made cri
+	want "with cri.conf it asks the runtime" within 30 [ -s /tmp/asked ]
+	want "the parent is known to be a container's" within 10 grep -q '"podUID":"11111111-2222-4333-8444-555555555555"' <(kzr scan --json | tr -d ' \n')
+	systemctl stop tenant runtime
+	within 10 rmdir "$container" "$pod" /sys/fs/cgroup/kubepods
+	rm -rf "${socket%/*}"
+	no_drop_in
+}
+
+serves_metrics() {
+	configure '- {name: rest, match: {}, action: observe}'
+	echo 'metrics: "127.0.0.1:9911"' >>/etc/kzr/kzr.yaml
+	ready_made metrics
+	want "with metrics.conf it runs" is ActiveState active
+	want "and serves metrics" scraped
+	no_drop_in
+	sed -i /^metrics/d /etc/kzr/kzr.yaml
+}
+scraped() {
+	exec 3<>/dev/tcp/127.0.0.1/9911 || return 1
+	printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+	grep -q '^kzr_zombies' <&3
+	local found=$?
+	exec 3>&-
+	return "$found"
+}
+
 # Nothing on the machine can fork; this script can only use what the shell has
 # built in.
 table_full() {
@@ -297,7 +344,7 @@ tell
 mkfifo /tmp/none
 mark_journal
 start=$mark
-for step in install_it start_it reload_it pids_limit watchdog table_full without_bpf stop_it upgrade_it remove_it with_rpm; do
+for step in install_it start_it reload_it pids_limit asks_runtime serves_metrics watchdog table_full without_bpf stop_it upgrade_it remove_it with_rpm; do
 	echo "== $step ($SECONDS s)"
 	"$step"
 done
