@@ -183,9 +183,13 @@ func (w *worker) read(path string, limit int) ([]byte, error) {
 		return nil, e
 	}
 	defer rawClose(fd)
-	buf := make([]byte, limit)
+	// Nearly all are short, and ladders read one for each thread at each look.
+	buf := make([]byte, min(limit, 1024))
 	n := 0
 	for n < limit {
+		if n == len(buf) {
+			buf = append(buf, make([]byte, min(len(buf), limit-n))...)
+		}
 		m, e := rawRead(fd, buf[n:])
 		if e != 0 {
 			return nil, e

@@ -232,9 +232,31 @@ func TestSnapshotMemory(t *testing.T) {
 	}
 	runtime.ReadMemStats(&after)
 	per := int(after.TotalAlloc-before.TotalAlloc) / rounds
-	// 24 bytes in the snapshot and 16 to remember it, a fifth more for the sizes
+	// 16 bytes in the snapshot and 16 to remember it, a fifth more for the sizes
 	// that the allocator has, and the fixed part.
-	if limit := snap.Zombies()*48 + 64<<10; per > limit {
+	if limit := snap.Zombies()*40 + 64<<10; per > limit {
 		t.Errorf("%d bytes for %d zombies, want at most %d", per, snap.Zombies(), limit)
+	}
+}
+
+// What is remembered from one snapshot to the next is that of one, however many
+// there were.
+func TestSnapshotsAreForgotten(t *testing.T) {
+	s := open(t)
+	zoo.Start(t, "leak=3000 serve")
+	held := func(snapshots int) int {
+		for range snapshots {
+			if _, err := s.Snapshot(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	first := held(2)
+	if grown := held(40) - first; grown > 10*16*3000 {
+		t.Errorf("%d bytes more are held after 40 snapshots", grown)
 	}
 }

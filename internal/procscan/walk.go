@@ -146,11 +146,14 @@ func (s *Scanner) walk(ctx context.Context, only uint32) (*census, error) {
 		return nil, ctx.Err()
 	}
 	p.runs = slices.DeleteFunc(p.runs, func(run []record) bool { return len(run) == 0 })
+	// A copy, as the pass holds on to what the one before it found: of a chain of
+	// them nothing would ever be let go.
+	found := p.census
 	if only == 0 {
-		s.unseen.Store(int64(p.unseen))
-		s.remember(&p.census)
+		s.unseen.Store(int64(found.unseen))
+		s.remember(&found)
 	}
-	return &p.census, nil
+	return &found, nil
 }
 
 func (s *Scanner) remember(c *census) {
