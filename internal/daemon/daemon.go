@@ -289,10 +289,13 @@ func (d *Daemon) work(ctx context.Context) {
 		}
 	}
 	if len(due) > 0 && len(due) <= fewLooks {
+		var failed failures
 		for _, id := range due {
 			f, now, err := d.eye.lookAt(ctx, id)
 			d.consider(ctx, id, f, now, err)
+			failed.add(id, err)
 		}
+		failed.log(ctx, d.opts.Logger)
 		return
 	}
 	d.sweep(ctx)
@@ -317,9 +320,12 @@ func (d *Daemon) sweep(ctx context.Context) {
 			d.consider(ctx, id, finding{never: true}, last.at, nil)
 		}
 	}
+	var failed failures
 	for id, j := range crowded {
 		d.consider(ctx, id, j.finding, last.at, j.err)
+		failed.add(id, j.err)
 	}
+	failed.log(ctx, d.opts.Logger)
 
 	now := task.Now()
 	cost := min(now-began, cpuTime()-cpu)
@@ -327,6 +333,29 @@ func (d *Daemon) sweep(ctx context.Context) {
 	d.sweepAt = last.at + d.sweepInterval(cost)
 	if d.lateAt > last.at {
 		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested))
+	}
+}
+
+// failures are the parents that could not be looked at. They have one line in the
+// log together: what stands in the way of one look is in the way of all.
+type failures struct {
+	n     int
+	first task.ID
+	err   error
+}
+
+func (f *failures) add(id task.ID, err error) {
+	if err == nil || errors.Is(err, procscan.ErrGone) {
+		return
+	}
+	if f.n++; f.n == 1 {
+		f.first, f.err = id, err
+	}
+}
+
+func (f *failures) log(ctx context.Context, logger *slog.Logger) {
+	if f.n > 0 && ctx.Err() == nil {
+		logger.Error("looking at a parent failed", "pid", f.first.PID, "error", f.err, "parents", f.n)
 	}
 }
 
@@ -361,7 +390,6 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 	case errors.Is(err, procscan.ErrGone):
 		f.never = true
 	case err != nil:
-		d.opts.Logger.Error("looking at a parent failed", "pid", id.PID, "error", err)
 		if w != nil {
 			w.next = task.Now() + lookAgain
 		}
