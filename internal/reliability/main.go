@@ -360,8 +360,9 @@ func cell(s string) string {
 func machine() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // it cannot fail with a valid pointer
+	release, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
 	return fmt.Sprintf("%s, Linux %s, %d CPUs, %s",
-		time.Now().UTC().Format(time.DateOnly), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), runtime.Version())
+		time.Now().UTC().Format(time.DateOnly), release, runtime.NumCPU(), runtime.Version())
 }
 
 func main() {
