@@ -87,11 +87,10 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	began := cpuTime()
-	s, err := e.source.Snapshot(ctx)
+	s, err := e.whole(ctx)
 	if err != nil {
 		return last{}, err
 	}
-	e.apply(s)
 	took := s.Ended - s.Began
 	e.last = last{
 		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, cpuTime()-began),
@@ -101,10 +100,15 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 	return e.last, nil
 }
 
-// apply takes in a snapshot of the whole node. The caller holds mu.
-func (e *eye) apply(s *task.Snapshot) {
+// whole takes a snapshot of the whole node in. The caller holds mu.
+func (e *eye) whole(ctx context.Context) (*task.Snapshot, error) {
+	s, err := e.source.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
 	e.tracker.Apply(s)
 	e.began, e.ended = s.Began, s.Ended
+	return s, nil
 }
 
 // finding is what a look at one parent found.
@@ -264,11 +268,9 @@ func (e *eye) Holders(ctx context.Context, zombies []task.Zombie) (map[task.ID]i
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.began <= asked {
-		s, err := e.source.Snapshot(ctx)
-		if err != nil {
+		if _, err := e.whole(ctx); err != nil {
 			return nil, err
 		}
-		e.apply(s)
 	}
 	held := map[task.ID]int{}
 	for p := range e.tracker.Parents() {
@@ -348,12 +350,8 @@ func (e *eye) glimpse(ctx context.Context, id task.ID) (time.Duration, error) {
 	case e.began > asked:
 		return e.ended, nil
 	case time.Duration(e.waiting.Load())*e.single > e.last.took && e.last.at != 0:
-		s, err := e.source.Snapshot(ctx)
-		if err != nil {
-			return 0, err
-		}
-		e.apply(s)
-		return s.Ended, nil
+		_, err := e.whole(ctx)
+		return e.ended, err
 	}
 	s, err := e.source.SnapshotOf(ctx, id)
 	if err != nil {

@@ -14,10 +14,10 @@ import (
 //
 // A ladder that is about to kill takes a ticket. The answer comes at once if
 // there is room; otherwise the ticket waits, first come first served, but for
-// those in a hurry, who come first. A granted ticket holds its place in both windows from the grant on, so ladders that run
-// side by side cannot overshoot, and it holds its workload, so a second victim
-// there waits until the first is gone: killing a container's init takes
-// everything else in it along.
+// those in a hurry, who come first. A granted ticket holds its place in both
+// windows from the grant on, so ladders that run side by side cannot overshoot,
+// and it holds its workload, so a second victim there waits until the first is
+// gone: killing a container's init takes everything else in it along.
 //
 // What it remembers is bounded by the kills of the longest window, plus one
 // entry per ticket.
