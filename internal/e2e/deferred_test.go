@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"fmt"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -17,7 +15,7 @@ func TestScenario09Deferred(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
 		k := s.start(mode, "--grace=3s")
-		freezer := zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%d", os.Getpid(), k.pid))
+		freezer := zoo.NewCgroup(t, "freezer", "freezer")
 		type cast struct{ tracer, victim *zoo.Proc }
 		for _, c := range []struct {
 			reason     string

@@ -86,7 +86,7 @@ func TestScenario16NamedLikeTheHost(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		id := containerID(t)
 		cg := zoo.NewCgroup(t, "pids", "docker/"+id)
-		s := newSite(t, fmt.Sprintf("{name: mine, match: {cgroup: %q}}", "/docker/"+id))
+		s := newSite(t, fmt.Sprintf("{name: mine, match: {cgroup: %q}}", cg.Path))
 		s.mine = []string{"/opt/bin/"}
 		k := s.start(mode)
 		// A pid namespace of its own, or only a mount namespace: a container with

@@ -157,7 +157,7 @@ func TestScenario32Reload(t *testing.T) {
 func TestScenario37NoChildrenNoThreads(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		cg := zoo.NewCgroup(t, "pids", fmt.Sprintf("kzr-e2e-%d%s", os.Getpid(), strings.TrimPrefix(mode, "--mode=")))
+		cg := zoo.NewCgroup(t, "pids", "kzr")
 		k := s.start(mode, s.socket())
 		if err := os.WriteFile(filepath.Join(cg.Dir, "cgroup.procs"), []byte(strconv.Itoa(k.pid)), 0o644); err != nil {
 			t.Fatal(err)

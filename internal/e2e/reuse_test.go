@@ -180,7 +180,7 @@ func workloads(t *testing.T, name string, n int) []*zoo.Cgroup {
 	groups := make([]*zoo.Cgroup, n)
 	for i := range groups {
 		id := sha256.Sum256(fmt.Appendf(nil, "%d %s %d", os.Getpid(), name, i))
-		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("kzr-e2e-%d-%s-%d/docker-%x.scope/%s", os.Getpid(), name, i, id, strings.Repeat("x", 200)))
+		groups[i] = zoo.NewCgroup(t, "freezer", fmt.Sprintf("docker-%x.scope/%s", id, strings.Repeat("x", 200)))
 	}
 	return groups
 }

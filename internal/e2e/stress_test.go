@@ -491,7 +491,7 @@ func TestScenario28TableFull(t *testing.T) {
 func TestScenario28KzrInFullCgroup(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		box := zoo.NewCgroup(t, "pids", fmt.Sprintf("kzr-e2e-full-%d-%s", os.Getpid(), mode[len("--mode="):]))
+		box := zoo.NewCgroup(t, "pids", "full")
 		enter := func(pid int) {
 			t.Helper()
 			if err := os.WriteFile(filepath.Join(box.Dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {

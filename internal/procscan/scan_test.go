@@ -558,7 +558,7 @@ func TestInspectLongPaths(t *testing.T) {
 		}
 	})
 	t.Run("cgroup", func(t *testing.T) {
-		cg := zoo.NewCgroup(t, "freezer", fmt.Sprintf("procscan-%d", os.Getpid()))
+		cg := zoo.NewCgroup(t, "freezer", "top")
 		z := zoo.Start(t, "cgroup=%s leak=3 serve", zoo.Quote(deep(t, cg.Dir)))
 		p := inspect(t, s, z.PID)
 		if p.Frozen || len(p.NSPID) != 1 {
@@ -602,7 +602,8 @@ func TestInspectStates(t *testing.T) {
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
-		cg := zoo.NewCgroup(t, "freezer", fmt.Sprintf("procscan-%d/inner", os.Getpid()))
+		outer := zoo.NewCgroup(t, "freezer", "outer")
+		cg := outer.New("inner")
 		z := zoo.Start(t, "cgroup=%s leak=1 serve", zoo.Quote(cg.Dir))
 		if inspect(t, s, z.PID).Frozen {
 			t.Error("frozen before")
@@ -613,8 +614,6 @@ func TestInspectStates(t *testing.T) {
 		}
 		cg.Thaw()
 		zoo.Within(t, soon, "thawed", func() bool { return !inspect(t, s, z.PID).Frozen })
-		outer := *cg
-		outer.Dir = filepath.Dir(cg.Dir)
 		outer.Freeze()
 		if !inspect(t, s, z.PID).Frozen {
 			t.Error("not seen to be frozen from above")
@@ -624,13 +623,12 @@ func TestInspectStates(t *testing.T) {
 
 func TestPidsLimit(t *testing.T) {
 	s := open(t)
-	outer := zoo.NewCgroup(t, "pids", fmt.Sprintf("procscan-%d", os.Getpid()))
-	inner := zoo.NewCgroup(t, "pids", fmt.Sprintf("procscan-%d/inner", os.Getpid()))
+	outer := zoo.NewCgroup(t, "pids", "outer")
+	inner := outer.New("inner")
 	z := zoo.Start(t, "cgroup=%s leak=29 serve", zoo.Quote(inner.Dir))
 	p := inspect(t, s, z.PID)
-	want := fmt.Sprintf("/procscan-%d/inner", os.Getpid())
-	if p.PidsCgroup != want {
-		t.Fatalf("pids cgroup %q, want %q", p.PidsCgroup, want)
+	if p.PidsCgroup != inner.Path {
+		t.Fatalf("pids cgroup %q, want %q", p.PidsCgroup, inner.Path)
 	}
 	if current, limit, ok := s.PidsLimit(p.PidsCgroup); ok {
 		t.Errorf("%d of %d, but there is no limit", current, limit)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -88,15 +89,19 @@ func Install(t testing.TB, path string) {
 
 // A Cgroup is one that a test made. A zoo enters it by the step cgroup=DIR.
 type Cgroup struct {
-	Dir string // where its files are
-	t   testing.TB
-	v2  bool
+	Dir        string // where its files are
+	Path       string // as /proc/PID/cgroup names it
+	controller string
+	t          testing.TB
+	v2         bool
 }
 
+var cgroups atomic.Int64
+
 // NewCgroup makes a cgroup with the given controller (pids or freezer; on cgroup
-// v2 the freezer is built in), at path below the hierarchy's root, and removes
-// it, with the parents it had to make, when the test ends. Make it before the
-// zoo that is to enter it, so that it is empty by then.
+// v2 the freezer is built in), at path below one that nobody else makes, and
+// removes both when the test ends. Make it before the zoo that is to enter it,
+// so that it is empty by then.
 func NewCgroup(t testing.TB, controller, path string) *Cgroup {
 	t.Helper()
 	root := "/sys/fs/cgroup"
@@ -104,28 +109,32 @@ func NewCgroup(t testing.TB, controller, path string) *Cgroup {
 	if err := unix.Statfs(root, &st); err != nil {
 		t.Fatalf("statfs %s: %v", root, err)
 	}
-	c := &Cgroup{t: t, v2: st.Type == unix.CGROUP2_SUPER_MAGIC}
+	c := &Cgroup{Dir: root, controller: controller, t: t, v2: st.Type == unix.CGROUP2_SUPER_MAGIC}
 	if !c.v2 {
-		root = filepath.Join(root, controller)
+		c.Dir = filepath.Join(root, controller)
 	}
-	c.Dir = root
-	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if c.v2 && controller != "freezer" {
-			c.write("cgroup.subtree_control", "+"+controller)
+	return c.New(fmt.Sprintf("kzr-test-%d-%d/%s", os.Getpid(), cgroups.Add(1), path))
+}
+
+// New makes another at path below c.
+func (c *Cgroup) New(path string) *Cgroup {
+	c.t.Helper()
+	below := *c
+	for name := range strings.SplitSeq(path, "/") {
+		if c.v2 && c.controller != "freezer" {
+			below.write("cgroup.subtree_control", "+"+c.controller)
 		}
-		c.Dir = filepath.Join(c.Dir, name)
-		dir := c.Dir
-		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
-			continue
-		} else if err != nil {
-			t.Fatal(err)
+		below.Dir, below.Path = filepath.Join(below.Dir, name), below.Path+"/"+name
+		dir := below.Dir
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			c.t.Fatal(err)
 		}
-		t.Cleanup(func() {
+		c.t.Cleanup(func() {
 			// Its last process was reaped, but may be accounted for a moment.
-			Within(t, patience, "removing "+dir, func() bool { return os.Remove(dir) == nil })
+			Within(c.t, patience, "removing "+dir, func() bool { return os.Remove(dir) == nil })
 		})
 	}
-	return c
+	return &below
 }
 
 func (c *Cgroup) write(file, text string) {

@@ -308,7 +308,7 @@ func TestStopped(t *testing.T) {
 }
 
 func TestFrozen(t *testing.T) {
-	cg := zoo.NewCgroup(t, "freezer", fmt.Sprintf("zoo-%d/a b", os.Getpid()))
+	cg := zoo.NewCgroup(t, "freezer", "a b")
 	z := zoo.Start(t, "cgroup=%s leak=5 serve", zoo.Quote(cg.Dir))
 	cg.Freeze()
 	z.Signal(unix.SIGCHLD)
@@ -429,7 +429,7 @@ func TestOtherMountNamespace(t *testing.T) {
 }
 
 func TestPidsMax(t *testing.T) {
-	cg := zoo.NewCgroup(t, "pids", fmt.Sprintf("zoo-%d", os.Getpid()))
+	cg := zoo.NewCgroup(t, "pids", "few")
 	cg.SetPidsMax(40)
 	z := zoo.Start(t, "cgroup=%s leak=1000,full serve", zoo.Quote(cg.Dir))
 	wantZombies(t, z.Proc, 39)
