@@ -114,18 +114,38 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
 	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
-		switch {
-		case !errors.Is(err, os.ErrPermission):
-			return nil, fmt.Errorf("loading the eBPF programs: %w", err)
-		case memlock != nil:
-			return nil, fmt.Errorf("loading the eBPF programs needs CAP_BPF and CAP_PERFMON, and before Linux 5.11 a higher memlock limit: %w", err)
-		}
-		return nil, fmt.Errorf("loading the eBPF programs needs CAP_BPF and CAP_PERFMON: %w", err)
+		return nil, refusal(err, memlock)
 	}
 	if err := p.attach(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// refusal says why the kernel did not take the programs. What the library says of a
+// lack of permission is a guess, and a wrong one where it is not for memory.
+func refusal(err, memlock error) error {
+	// The verifier's refusal is EACCES as well, and has a reason of its own.
+	if _, verified := errors.AsType[*ebpf.VerifierError](err); verified || !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("loading the eBPF programs: %w", err)
+	}
+	switch {
+	case !capable(unix.CAP_SYS_ADMIN) && !(capable(unix.CAP_BPF) && capable(unix.CAP_PERFMON)):
+		return fmt.Errorf("loading the eBPF programs needs CAP_BPF and CAP_PERFMON: %w", os.ErrPermission)
+	case memlock != nil:
+		return fmt.Errorf("loading the eBPF programs needs a higher memlock limit before Linux 5.11, or is denied by a seccomp filter, lockdown or another security module: %w", os.ErrPermission)
+	}
+	return fmt.Errorf("loading the eBPF programs is denied, by a seccomp filter, lockdown or another security module: %w", os.ErrPermission)
+}
+
+// capable says whether this process has a capability in effect.
+func capable(c int) bool {
+	var data [2]unix.CapUserData
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return false
+	}
+	return data[c/32].Effective&(1<<(c%32)) != 0
 }
 
 func (p *Probe) attach() (err error) {
@@ -167,6 +187,10 @@ func (p *Probe) SetLevel(n int) error {
 	return nil
 }
 
+// drainEvery is the rest after the ring was emptied; a hint is in time for a second.
+// What comes meanwhile has to fit in: 4,096 are 200,000 a second.
+const drainEvery = 20 * time.Millisecond
+
 // Hints calls f for each hint until the probe is closed. A hint with Lost set
 // follows whenever the ring overflowed.
 func (p *Probe) Hints(f func(task.Hint)) error {
@@ -187,6 +211,8 @@ func (p *Probe) Hints(f func(task.Hint)) error {
 		if rec.Remaining > 0 {
 			continue
 		}
+		// Whoever has thousands of hints made has them read together.
+		time.Sleep(drainEvery)
 		// Records can only be lost while the ring is full, so whoever empties
 		// it is sure to come by here.
 		c, err := p.Counters()
