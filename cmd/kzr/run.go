@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,6 +86,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		return err
 	}
 	o.Beat, o.BeatEvery = func() { s.heard(s.manager.beat(s.Status())) }, s.manager.every
+	o.Busy = func() { s.heard(s.manager.busy()) }
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
@@ -101,9 +103,12 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		})
 		defer n.probe.StopHints()
 	}
+	// The server is the last to go: its readers are told that kzr stops.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
 	work.Go(func() {
 		server := &report.Server{View: s, Hub: &s.hub, Metrics: s.metrics, Log: s.log}
-		if err := server.Run(ctx, api, metrics); err != nil {
+		if err := server.Run(serving, api, metrics); err != nil {
 			s.log.Error("the socket is closed; kzr goes on without", "error", err)
 		}
 	})
@@ -164,6 +169,7 @@ type service struct {
 	manager *manager
 	config  config.Config // of the start
 	since   time.Time
+	refused atomic.Pointer[string] // why the last reload changed nothing
 }
 
 // heard takes note of a manager that cannot be told something.
@@ -195,6 +201,11 @@ func (s *service) Status() report.Status {
 	if err := reaper.MaySignal(); err != nil {
 		st.Problems = append(st.Problems, err.Error())
 	}
+	if why := s.refused.Load(); why != nil {
+		// First, as it is for somebody to mend: at the next start kzr would not come up.
+		st.Problems = append([]string{"the configuration on disk is bad and not in force: " + *why}, st.Problems...)
+		st.ReloadFailed = true
+	}
 	return st
 }
 
@@ -217,14 +228,17 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 			err = s.Reload(ctx, c)
 		}
 		if err == nil {
+			s.refused.Store(nil)
 			report.SetLevel(s.log, c.LogLevel)
 			if keys := needRestart(s.config, c); len(keys) > 0 {
 				e.Message += ", but for what needs a restart"
 				e.Attrs = []any{"needs_restart", strings.Join(keys, ",")}
 			}
 		} else {
-			e.Message = "the new configuration is bad; the old one stays in force"
-			e.Attrs = []any{"error", oneLine(err.Error())}
+			e.Message, e.Failed = "the new configuration is bad; the old one stays in force", true
+			why := oneLine(err.Error())
+			e.Attrs = []any{"error", why}
+			s.refused.Store(&why)
 		}
 		s.report(e)
 		s.heard(s.manager.reloaded())

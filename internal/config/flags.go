@@ -8,9 +8,10 @@ import (
 
 // Flags are the flags of a command that takes kzr's configuration.
 type Flags struct {
-	set  *pflag.FlagSet
-	path string
-	over []*override
+	set   *pflag.FlagSet
+	path  string
+	found bool // the file was there when Load last read it
+	over  []*override
 }
 
 // override is a flag of a setting: it remembers the texts it was given, to put
@@ -55,15 +56,17 @@ func Register(set *pflag.FlagSet) *Flags {
 func (f *Flags) Path() string { return f.path }
 
 // Load reads the file, puts the flags that were given over it and checks the
-// whole. It may be called again, to reload. The error is an [*Error].
+// whole. It may be called again, to reload: a file that was there then has to be
+// there still. The error is an [*Error].
 func (f *Flags) Load() (Config, error) {
 	if f.path == "" {
 		return Config{}, &Error{Key: "--config", Problem: "the path is empty; name a file"}
 	}
-	c, err := Load(f.path, f.set.Changed("config"))
+	c, err := Load(f.path, f.set.Changed("config") || f.found)
 	if err != nil {
 		return Config{}, err
 	}
+	f.found = f.found || exists(f.path)
 	for _, o := range f.over {
 		v := o.setting.value(&c)
 		if l, ok := v.(*list); ok && o.texts != nil {

@@ -27,7 +27,7 @@ const maxFile = 1 << 20
 // one, unless it was named explicitly. The error is an [*Error].
 func Load(path string, explicit bool) (Config, error) {
 	data, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !explicit {
+	if errors.Is(err, fs.ErrNotExist) && !explicit && !exists(path) {
 		return Default(), nil
 	}
 	if err != nil {
@@ -37,6 +37,13 @@ func Load(path string, explicit bool) (Config, error) {
 		return Config{}, &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
 	}
 	return parse(path, data)
+}
+
+// exists is true also of a symbolic link to nothing: somebody wanted a file to be
+// there.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func readFile(path string) ([]byte, error) {

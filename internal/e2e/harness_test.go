@@ -469,6 +469,7 @@ type document struct {
 	Tasks   int       `json:"tasks"`
 	Zombies int       `json:"zombies"`
 	Parents []parent  `json:"parents"`
+	Omitted int       `json:"omitted"`
 
 	Limitations []string `json:"limitations"`
 }

@@ -116,8 +116,10 @@ kernel threads, kzr with its ancestors and the infrastructure of the host (syste
 container runtimes and their shims, kubelet, sshd, dbus) are never a target.`
 
 var sections = []struct{ title, text string }{
-	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` read its configuration again; a bad one changes nothing, and
-` + "`event=reloaded`" + ` says so. SIGTERM and SIGINT end it, in the middle of anything: it
+	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` read its configuration again; ` + "`event=reloaded`" + ` says how that
+went. A bad one changes nothing, as does a file that was there and is no more: that
+is an error in the log, and one of the problems that systemctl status shows until a
+good one is read. SIGTERM and SIGINT end it, in the middle of anything: it
 sends no signal any more, and a target begins with a grace of its own when kzr
 is back.`},
 	{"EXIT STATUS", `0 is success, 1 a failure at run time, 2 a bad command line or configuration.`},

@@ -63,8 +63,11 @@ type Status struct {
 	LogDropped uint64 `json:"logDropped"`
 	Sweeps     uint64 `json:"sweeps"`
 
-	LastSweep    time.Time `json:"lastSweep"`
-	SweepSeconds float64   `json:"sweepSeconds"` // how long it took
+	LastSweep time.Time `json:"lastSweep"`
+	NextSweep time.Time `json:"-"` // due at the latest, zero before the first
+
+	ReloadFailed bool    `json:"-"`            // the last one changed nothing; why is among the problems
+	SweepSeconds float64 `json:"sweepSeconds"` // how long it took
 }
 
 // Detail is GET /v1/parents/{pid}: all that helps to understand one parent.

@@ -245,8 +245,11 @@ func Seconds(d time.Duration) float64 {
 
 // Level is info; warn for what interferes with a process or means that kzr does
 // not do its job: a signal (even one that dryRun holds back), giving up, lost
-// events.
+// events; error for what somebody has to mend.
 func (e *Event) Level() slog.Level {
+	if e.Failed {
+		return slog.LevelError
+	}
 	switch e.Name {
 	case EventSignal, EventGaveUp, EventLostEvents:
 		return slog.LevelWarn

@@ -134,6 +134,7 @@ var (
 	descLost     = desc("lost_events_total", "Kernel events that were dropped.")
 	descLogDrop  = desc("log_lines_dropped_total", "Log lines that could not be written.")
 	descSweeps   = desc("sweeps_total", "Sweeps of the task list.")
+	descReload   = desc("config_last_reload_successful", "0 if the configuration on disk was read again and refused.")
 	descLast     = desc("last_sweep_time_seconds", "When the last sweep ended, in seconds since 1970.")
 )
 
@@ -145,7 +146,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c *statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descMode, descDryRun, descStart, descTasks, descLimit, descZombies, descParents, descSuspects,
-		descTargets, descPressure, descExits, descKills, descLost, descLogDrop, descSweeps, descLast,
+		descTargets, descPressure, descExits, descKills, descLost, descLogDrop, descSweeps, descLast, descReload,
 	} {
 		ch <- d
 	}
@@ -181,6 +182,7 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descLogDrop, st.LogDropped)
 	counter(descSweeps, st.Sweeps)
 	gauge(descLast, unixSeconds(st.LastSweep))
+	gauge(descReload, one(!st.ReloadFailed))
 }
 
 func one(b bool) float64 {

@@ -43,6 +43,7 @@ type Event struct {
 	Signal string // SIGCHLD, SIGTERM or SIGKILL
 	DryRun bool   // shown with every `signal`
 	Reason string // of `spared`, one of policy's reasons
+	Failed bool   // of `reloaded`: nothing has changed, and somebody has to mend it
 
 	// Child is the zombie of an EventZombie: Oldest is its age then, and Zombies
 	// how many its parent holds.
