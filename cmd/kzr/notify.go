@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -19,8 +20,12 @@ const statusEvery = 10 * time.Second
 // manager is systemd, if it started kzr and asked to be notified; otherwise its
 // methods do nothing.
 type manager struct {
-	ready bool
+	addr  *net.UnixAddr // nil without one
 	every time.Duration
+
+	mu    sync.Mutex
+	conn  *net.UnixConn // made at the start: later there may be no descriptor for it
+	ready bool
 }
 
 func newManager() (*manager, error) {
@@ -32,7 +37,21 @@ func newManager() (*manager, error) {
 	if watchdog > 0 {
 		m.every = min(m.every, watchdog/3)
 	}
+	if name := os.Getenv("NOTIFY_SOCKET"); name != "" {
+		m.addr = &net.UnixAddr{Name: name, Net: "unixgram"}
+		if err := m.dial(); err != nil {
+			return nil, fmt.Errorf("connecting to systemd's notify socket: %w", err)
+		}
+	}
 	return m, nil
+}
+
+func (m *manager) dial() (err error) {
+	if m.conn != nil {
+		m.conn.Close()
+	}
+	m.conn, err = net.DialUnix(m.addr.Net, nil, m.addr)
+	return err
 }
 
 // beat feeds the watchdog. The loop that does the work calls it, the first time
@@ -42,22 +61,27 @@ func (m *manager) beat(st report.Status) error {
 	if !m.ready {
 		text = "READY=1\n" + text
 	}
-	err := notify(text)
+	err := m.notify(text)
 	m.ready = m.ready || err == nil
 	return err
 }
 
+// busy feeds it in the middle of something long.
+func (m *manager) busy() error {
+	return m.notify(sd.SdNotifyWatchdog)
+}
+
 // reloading and reloaded frame a reload, as Type=notify-reload has it.
 func (m *manager) reloading() error {
-	return notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+	return m.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 }
 
 func (m *manager) reloaded() error {
-	return notify(sd.SdNotifyReady)
+	return m.notify(sd.SdNotifyReady)
 }
 
 func (m *manager) stopping() error {
-	return notify(sd.SdNotifyStopping)
+	return m.notify(sd.SdNotifyStopping)
 }
 
 // notifyTimeout is how long the loop may wait for a manager that does not read.
@@ -65,20 +89,27 @@ const notifyTimeout = 100 * time.Millisecond
 
 // notify is sd.SdNotify, which would wait for ever for a manager that hangs: on a
 // node in trouble that must not keep kzr from its work.
-func notify(state string) error {
-	addr := &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"}
-	if addr.Name == "" {
+func (m *manager) notify(state string) error {
+	if m.addr == nil {
 		return nil
 	}
-	conn, err := net.DialUnix(addr.Net, nil, addr)
-	if err != nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.write(state)
+	if err != nil && m.dial() == nil { // another manager may listen there now
+		err = m.write(state)
+	}
+	return err
+}
+
+func (m *manager) write(state string) error {
+	if m.conn == nil {
+		return net.ErrClosed
+	}
+	if err := m.conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
 		return err
 	}
-	defer conn.Close()
-	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
-		return err
-	}
-	_, err = conn.Write([]byte(state))
+	_, err := m.conn.Write([]byte(state))
 	return err
 }
 

@@ -69,9 +69,11 @@ type Options struct {
 	// Meter hears how long things take. nil is nobody.
 	Meter Meter
 	// Beat is called by the loop after its first sweep, and then at least every
-	// BeatEvery for as long as the loop does its work. nil, or 0, is never.
-	Beat      func()
-	BeatEvery time.Duration
+	// BeatEvery for as long as the loop does its work. nil, or 0, is never. Busy is
+	// called instead when that is so in the middle of something long; it must not
+	// ask the daemon for anything.
+	Beat, Busy func()
+	BeatEvery  time.Duration
 	// Observe makes a daemon that only looks: there is no ladder, not even a dry
 	// one.
 	Observe bool
@@ -84,7 +86,7 @@ type Options struct {
 // Meter takes durations.
 type Meter interface {
 	ObserveSweep(took time.Duration)
-	ObserveDelay(late time.Duration) // from the moment that a parent met its rule to the ladder
+	ObserveDelay(late time.Duration) // from the moment that a parent met its rule to the first signal
 }
 
 // Daemon is one run of kzr.
@@ -99,6 +101,7 @@ type Daemon struct {
 	stats    stats
 	cmdlines cmdlines
 	reloads  chan reload
+	dues     sync.Map // of task.ID: when those on a ladder met their rule, until the first signal
 
 	mu      sync.Mutex // guards watched, which Document reads
 	watched map[task.ID]*watched
@@ -112,7 +115,10 @@ type Daemon struct {
 	// Nothing is looked at before: the last sweep failed.
 	blindUntil time.Duration
 	limitAt    time.Duration // when the pid limits are looked at again
-	beatAt     time.Duration
+	lossAt     time.Duration // when the next line may tell of lost hints
+
+	beatAt   atomic.Int64 // on the clock of task.Now
+	sweeping atomic.Bool
 }
 
 // watched is a parent with enough zombies for its rule, old enough or not.
@@ -124,6 +130,38 @@ type watched struct {
 	unsure    bool          // for want of a name
 	until     time.Duration // left alone until then
 	pause     time.Duration
+	kept      keeping
+}
+
+// keeping is what kept a parent from reaping, if it would: while it is stopped its
+// zombies grow old all the same. That time is given back to it, a grace at most,
+// so that nobody can put the end off for ever.
+type keeping struct {
+	since time.Duration // kept since then, 0 if it is not
+	given time.Duration // back so far
+	until time.Duration // it has the time until then
+}
+
+func (k *keeping) note(kept bool, now, grace time.Duration) {
+	switch {
+	case kept && k.since == 0:
+		k.since = now
+	case !kept && k.since != 0:
+		back := min(now-k.since, grace-k.given)
+		if back > 0 {
+			k.given += back
+			k.until = now + back
+		}
+		k.since = 0
+	}
+}
+
+// spare puts off when the rule is met for as long as the parent has time.
+func (k *keeping) spare(f *finding, now time.Duration) {
+	if f.never || now >= k.until {
+		return
+	}
+	f.due, f.met, f.verdict = max(f.due, k.until), false, policy.Watch
 }
 
 // New returns a daemon that has not looked at anything yet. When ctx ends, its
@@ -135,12 +173,23 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		reloads: make(chan reload),
 		watched: map[task.ID]*watched{},
 	}
-	d.eye = &eye{source: o.Source, proc: o.Proc, name: o.Name, swept: d.swept}
+	d.eye = &eye{source: o.Source, proc: o.Proc, name: o.Name, swept: d.swept, busy: d.busy, reading: make(chan struct{}, maxReading)}
+	o.Proc.OnProgress(d.busy)
 	if d.eye.name == nil {
 		d.eye.name = func(ref container.Ref) (task.Container, bool) { return ref.Container(), false }
 	}
-	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), o.Report)
+	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), d.decided)
 	return d, d.configure(o.Config)
+}
+
+// decided passes on what a ladder reports.
+func (d *Daemon) decided(e report.Event) {
+	if e.Name == report.EventSignal && d.opts.Meter != nil {
+		if due, ok := d.dues.LoadAndDelete(e.Process.ID); ok {
+			d.opts.Meter.ObserveDelay(task.Now() - due.(time.Duration))
+		}
+	}
+	d.opts.Report(e)
 }
 
 func settings(c config.Config) reaper.Settings {
@@ -241,26 +290,43 @@ func (d *Daemon) Run(ctx context.Context) {
 	}
 }
 
-// beat shows that the loop is alive and that it can see.
+// beat shows that the loop is alive.
 func (d *Daemon) beat() {
-	now := task.Now()
-	if d.opts.BeatEvery == 0 || now < d.beatAt || d.stats.sweeps.Load() == 0 {
-		return
+	if d.beatDue() {
+		d.opts.Beat()
 	}
-	d.beatAt = now + d.opts.BeatEvery
-	d.opts.Beat()
 }
 
-// hinted plans a sweep at once if hints were lost, else one when the children are
-// zombies and the rest after the last sweep is over.
+// busy shows the same of a loop that sweeps, or waits for another to end a look at
+// many processes: on a node in trouble that may take longer than the watchdog's
+// patience. It is called by whoever looks.
+func (d *Daemon) busy() {
+	if d.sweeping.Load() && d.beatDue() {
+		d.opts.Busy()
+	}
+}
+
+func (d *Daemon) beatDue() bool {
+	if d.opts.BeatEvery == 0 || d.stats.sweeps.Load() == 0 {
+		return false
+	}
+	at, now := d.beatAt.Load(), task.Now()
+	return int64(now) >= at && d.beatAt.CompareAndSwap(at, int64(now+d.opts.BeatEvery))
+}
+
+// hinted plans a sweep when the rest after the last one is over: at once if hints
+// were lost, else when the children are zombies.
 func (d *Daemon) hinted() {
 	now := task.Now()
 	at := max(now+settled, d.rested)
 	d.lateAt = now + settledLate
 	if d.lost.Swap(false) {
 		d.stats.losses.Add(1)
-		d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
-		at = now
+		at = max(now, d.rested)
+		if now >= d.lossAt { // one line a second will do
+			d.lossAt = now + time.Second
+			d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
+		}
 	}
 	d.sweepAt = min(d.sweepAt, at)
 }
@@ -277,13 +343,7 @@ func (d *Daemon) work(ctx context.Context) {
 	}
 	var due []task.ID
 	if now < d.sweepAt {
-		d.mu.Lock()
-		for id, w := range d.watched {
-			if w.next != 0 && w.next <= now {
-				due = append(due, id)
-			}
-		}
-		d.mu.Unlock()
+		due = d.due(now)
 		if len(due) == 0 {
 			return
 		}
@@ -301,16 +361,39 @@ func (d *Daemon) work(ctx context.Context) {
 	d.sweep(ctx)
 }
 
+// due are those to look at now. Of those that cannot be acted on the first few
+// are, and the others when a sweep is not too much.
+func (d *Daemon) due(now time.Duration) (all []task.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	kept := 0
+	for id, w := range d.watched {
+		if w.next == 0 || w.next > now {
+			continue
+		}
+		if w.kept.since != 0 && now < d.rested {
+			if kept++; kept > fewLooks {
+				w.next = d.rested
+				continue
+			}
+		}
+		all = append(all, id)
+	}
+	return all
+}
+
 // sweep looks at the whole node and considers every parent that could meet a
 // rule.
 func (d *Daemon) sweep(ctx context.Context) {
+	d.sweeping.Store(true)
+	defer d.sweeping.Store(false)
 	began, cpu := task.Now(), cpuTime()
 	last, err := d.eye.sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.opts.Logger.Error("sweep failed; kzr cannot see and does nothing", "error", err)
 		}
-		d.sweepAt = began + lookAgain
+		d.sweepAt = task.Now() + lookAgain
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
@@ -331,6 +414,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 	cost := min(now-began, cpuTime()-cpu)
 	d.rested = now + rest*cost
 	d.sweepAt = last.at + d.sweepInterval(cost)
+	d.stats.sweepBy.Store(int64(d.sweepAt))
 	if d.lateAt > last.at {
 		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested))
 	}
@@ -406,6 +490,8 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 		w = &watched{}
 		d.watched[id] = w
 	}
+	w.kept.note(policy.Deferred(&f.proc) != "", now, f.rule.Grace)
+	w.kept.spare(&f, now)
 	w.found, w.next = f, 0
 	switch {
 	case !f.met:
@@ -425,8 +511,8 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 		w.next = w.until
 	case f.verdict == policy.Target:
 		w.said = ""
-		if d.opts.Meter != nil {
-			d.opts.Meter.ObserveDelay(now - f.due)
+		if w.pause == 0 && w.kept.given == 0 {
+			d.dues.Store(id, f.due)
 		}
 		if !d.opts.Observe {
 			d.reaper.Act(id, f.proc.Workload)
@@ -445,6 +531,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 // settle takes note of how a ladder ended.
 func (d *Daemon) settle(out reaper.Outcome) {
 	now := task.Now()
+	d.dues.Delete(out.ID)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if out.Result == reaper.Terminated {
@@ -528,7 +615,7 @@ func (d *Daemon) next() time.Duration {
 	}
 	at = max(at, d.blindUntil)
 	if d.opts.BeatEvery > 0 && d.stats.sweeps.Load() > 0 { // as beat has it
-		at = min(at, d.beatAt)
+		at = min(at, time.Duration(d.beatAt.Load()))
 	}
 	// While nothing is wrong and hints come in, pid limits are not polled: a
 	// parent that fills the table is hinted at long before.

@@ -35,6 +35,9 @@ type eye struct {
 	proc   *procscan.Scanner
 	name   func(container.Ref) (task.Container, bool)
 	swept  func(last) // called after each sweep, with mu held
+	busy   func()     // called now and then by what takes long
+
+	reading chan struct{} // holds a token for each process that is being read
 
 	waiting atomic.Int32 // looks at one parent that are under way or wait for mu
 
@@ -165,9 +168,16 @@ func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 	return f
 }
 
+// maxReading is how many processes are read at a time. The kernel can make all of
+// them wait, for the lock of the cgroups or for memory, and each that waits has a
+// thread: of those kzr makes no more, see [Settle].
+const maxReading = 3
+
 // inspect reads who a parent is. A pid that was reused is gone.
 func (e *eye) inspect(id task.ID) (task.Process, error) {
+	e.reading <- struct{}{}
 	proc, err := e.proc.Inspect(id.PID)
+	<-e.reading
 	if err != nil {
 		return proc, err
 	}
@@ -304,6 +314,7 @@ func (e *eye) crowded(n int, now time.Duration) map[task.ID]judgement {
 	for id := range all {
 		proc, err := e.inspect(id)
 		all[id] = judgement{finding{proc: proc}, err}
+		e.busy()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -193,3 +193,56 @@ func TestNoSweepYet(t *testing.T) {
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A sweep that takes longer than the watchdog's patience feeds it while it gets on,
+// and one that others make does not.
+func TestLongSweepIsAlive(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	leakers(t, 6, 6, 6)
+	var beats atomic.Int32
+	d.opts.Busy, d.opts.BeatEvery = func() { beats.Add(1) }, time.Nanosecond
+	d.sweep(t.Context())            // the first: not ready before
+	if n := beats.Swap(0); n == 0 { // its parents are judged after it
+		t.Error("no beat while parents were judged")
+	}
+	d.sweep(t.Context())
+	if n := beats.Swap(0); n < 4 {
+		t.Errorf("%d beats in a sweep with three parents", n)
+	}
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := beats.Load(); n != 0 {
+		t.Errorf("%d beats though the loop did nothing", n)
+	}
+}
+
+// What a parent could not use of its time it gets back, a grace at most.
+func TestKeeping(t *testing.T) {
+	const grace = 60 * time.Second
+	var k keeping
+	at := func(second int, kept bool) { k.note(kept, time.Duration(second)*time.Second, grace) }
+	want := func(second int, until int) {
+		t.Helper()
+		f := finding{met: true, verdict: policy.Target}
+		now := time.Duration(second) * time.Second
+		k.spare(&f, now)
+		if until == 0 && !f.met || until != 0 && (f.met || f.verdict != policy.Watch || f.due != time.Duration(until)*time.Second) {
+			t.Errorf("at %d s: %+v", second, f)
+		}
+	}
+	at(1, false)
+	want(1, 0)
+	at(100, true)
+	at(110, true)
+	at(120, false) // 20 s
+	want(120, 140)
+	want(139, 140)
+	want(140, 0)
+	at(200, true)
+	at(900, false) // the other 40 s
+	want(901, 940)
+	at(1000, true)
+	at(1100, false)
+	want(1100, 0)
+}

@@ -25,6 +25,7 @@ const fresh = time.Second
 // stats are totals since the start.
 type stats struct {
 	sweeps, kills, losses atomic.Uint64
+	sweepBy               atomic.Int64 // when the next sweep is due at the latest, on the clock of task.Now
 }
 
 // Stats are the daemon's running totals.
@@ -106,6 +107,9 @@ func (d *Daemon) Status() report.Status {
 	if l.at != 0 {
 		st.LastSweep = time.Now().Add(l.at - task.Now())
 	}
+	if by := d.stats.sweepBy.Load(); by != 0 {
+		st.NextSweep = time.Now().Add(time.Duration(by) - task.Now())
+	}
 	if n, err := d.opts.Proc.Node(); err == nil {
 		st.Tasks, st.TasksLimit = n.Tasks, n.Limit
 		st.UnderPressure = c.Pressure > 0 && float64(n.Tasks) >= c.Pressure*float64(n.Limit)
@@ -148,18 +152,31 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	}
 	doc.Source, doc.Tasks, doc.Zombies, doc.Omitted = l.source, l.tasks, l.zombies, omitted
 	now := task.Now()
-	for _, x := range found {
+	size := 0
+	for i, x := range found {
+		if size > maxDocument {
+			doc.Omitted += len(found) - i
+			break
+		}
 		f := &x.finding
 		d.shown(f, now)
 		f.proc.Cmdline = d.cmdlines.of(ctx, d.opts.Proc, f.proc.ID, now)
 		parent := report.NewParent(&f.proc, children(x.parent))
 		fill(&parent, f, now)
+		size += len(parent.Exe) + len(parent.Cgroup)
+		for _, a := range parent.Cmdline {
+			size += len(a)
+		}
 		doc.Parents = append(doc.Parents, parent)
 	}
 	doc.Sort()
 	d.cmdlines.turn()
 	return doc, nil
 }
+
+// maxDocument bounds what processes chose in a document, in bytes: the names and
+// arguments of thousands could have 4 KiB each. JSON may take twice that.
+const maxDocument = 4 << 20
 
 type found struct {
 	finding
@@ -174,17 +191,22 @@ func (e *eye) all(most int) (list []found, omitted int, l last, err error) {
 	defer e.mu.Unlock()
 	now := task.Now()
 	parents := slices.Collect(e.tracker.Parents())
-	if omitted = len(parents) - most; omitted > 0 {
-		slices.SortFunc(parents, func(a, b *tracker.Parent) int {
-			return cmp.Or(cmp.Compare(b.Reapable(), a.Reapable()), cmp.Compare(b.Total(), a.Total()), cmp.Compare(a.PID, b.PID))
-		})
+	slices.SortFunc(parents, func(a, b *tracker.Parent) int {
+		return cmp.Or(cmp.Compare(b.Reapable(), a.Reapable()), cmp.Compare(b.Total(), a.Total()), cmp.Compare(a.PID, b.PID))
+	})
+	if omitted = max(0, len(parents)-most); omitted > 0 {
 		parents = parents[:most]
 	}
-	omitted = max(omitted, 0)
-	for _, p := range parents {
+	size := 0
+	for i, p := range parents {
+		if size > maxDocument {
+			omitted += len(parents) - i
+			break
+		}
 		f, failed := e.glance(p, now)
 		switch {
 		case failed == nil:
+			size += len(f.proc.Exe) + len(f.proc.Cgroup) + len(f.proc.PidsCgroup)
 			list = append(list, found{f, p})
 		case !errors.Is(failed, procscan.ErrGone):
 			err = failed
@@ -364,7 +386,12 @@ func (d *Daemon) shown(f *finding, now time.Duration) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if w := d.watched[f.proc.ID]; w != nil && f.verdict == policy.Target && now < w.until {
+	w := d.watched[f.proc.ID]
+	if w == nil {
+		return
+	}
+	w.kept.spare(f, now)
+	if f.verdict == policy.Target && now < w.until {
 		f.verdict, f.reason = policy.Spared, policy.Backoff
 	}
 }

@@ -50,6 +50,7 @@ type Scanner struct {
 	workers []*worker     // used by the holder of the turn
 	known   atomic.Pointer[census]
 	unseen  atomic.Int64 // processes that the last whole walk could not read
+	moved   func()       // see OnProgress
 
 	reserveMu sync.Mutex
 	reserve   []int
@@ -63,7 +64,7 @@ func New(root string) (*Scanner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the proc file system at %s: %w", root, err)
 	}
-	s := &Scanner{path: root, root: fd, loadavg: -1, pidMax: -1, threads: -1, turn: make(chan struct{}, 1)}
+	s := &Scanner{path: root, root: fd, loadavg: -1, pidMax: -1, threads: -1, turn: make(chan struct{}, 1), moved: func() {}}
 	s.turn <- struct{}{}
 	if err := s.open(); err != nil {
 		_ = s.Close()
@@ -125,6 +126,10 @@ func (s *Scanner) checkOwn() error {
 	}
 	return nil
 }
+
+// OnProgress has f called every few hundred processes of a walk. No walk may be
+// under way.
+func (s *Scanner) OnProgress(f func()) { s.moved = f }
 
 // Close gives the descriptors back. No other method may be running or follow.
 func (s *Scanner) Close() error {

@@ -135,9 +135,9 @@ func (s *Scanner) walk(ctx context.Context, only uint32) (*census, error) {
 	p.began, p.tick = task.Now(), bootTicks()
 	var wg sync.WaitGroup
 	for _, w := range s.workers[1:] {
-		wg.Go(func() { p.work(ctx, w) })
+		wg.Go(func() { p.work(ctx, w, func() {}) })
 	}
-	p.work(ctx, s.workers[0])
+	p.work(ctx, s.workers[0], s.moved)
 	wg.Wait()
 	if p.err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, p.err)
@@ -168,9 +168,10 @@ func (s *Scanner) remember(c *census) {
 }
 
 // work reads blocks of the directory until there are no more.
-func (p *pass) work(ctx context.Context, w *worker) {
+func (p *pass) work(ctx context.Context, w *worker, moved func()) {
 	w.tasks, w.unseen = 0, 0
 	for ctx.Err() == nil {
+		moved()
 		block, n, ok := p.block(w.dents)
 		if !ok {
 			break

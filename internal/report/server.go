@@ -203,15 +203,15 @@ func (h *handlers) addMetrics(mux *http.ServeMux) {
 	})
 }
 
-// health fails when the loop that sweeps has missed two sweeps and more.
+// health fails when the loop that sweeps is two sweeps and more behind.
 func health(st Status) ([]byte, error) {
-	last := st.LastSweep
+	last, next := st.LastSweep, st.NextSweep
 	if last.IsZero() {
-		last = st.Since
+		last, next = st.Since, st.Since
 	}
-	allowed := time.Duration(3*st.SweepInterval*float64(time.Second)) + 30*time.Second
-	if since := time.Since(last); since > allowed {
-		return nil, fmt.Errorf("no sweep for %s", Age(since))
+	allowed := time.Duration(2*st.SweepInterval*float64(time.Second)) + 30*time.Second
+	if time.Since(next) > allowed {
+		return nil, fmt.Errorf("no sweep for %s", Age(time.Since(last)))
 	}
 	return []byte("ok\n"), nil
 }

@@ -539,8 +539,9 @@ func TestHealth(t *testing.T) {
 		ok     bool
 	}{
 		{"just started", Status{Since: now, SweepInterval: 30}, true},
-		{"swept", Status{Since: now.Add(-time.Hour), LastSweep: now.Add(-40 * time.Second), SweepInterval: 30}, true},
-		{"stuck", Status{Since: now.Add(-time.Hour), LastSweep: now.Add(-5 * time.Minute), SweepInterval: 30}, false},
+		{"swept", Status{Since: now.Add(-time.Hour), LastSweep: now.Add(-40 * time.Second), NextSweep: now.Add(-10 * time.Second), SweepInterval: 30}, true},
+		{"sweeps cost much", Status{Since: now.Add(-time.Hour), LastSweep: now.Add(-5 * time.Minute), NextSweep: now.Add(time.Minute), SweepInterval: 30}, true},
+		{"stuck", Status{Since: now.Add(-time.Hour), LastSweep: now.Add(-5 * time.Minute), NextSweep: now.Add(-270 * time.Second), SweepInterval: 30}, false},
 		{"never swept", Status{Since: now.Add(-time.Hour), SweepInterval: 30}, false},
 	} {
 		if _, err := health(tt.status); (err == nil) != tt.ok {
