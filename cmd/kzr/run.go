@@ -81,7 +81,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	}
 	o.Logger, o.Report, o.Watched, o.Meter = s.log, s.report, s.hub.Watched, s.metrics
 	resolver := container.NewResolver(container.Options{Sockets: c.CRI, Named: s.named, Logger: s.log})
-	o.Name = resolver.Lookup
+	o.Name, s.names = resolver.Lookup, resolver
 	if s.manager, err = newManager(); err != nil {
 		return err
 	}
@@ -168,6 +168,7 @@ type service struct {
 	lines   *report.Writer
 	manager *manager
 	config  config.Config // of the start
+	names   *container.Resolver
 	since   time.Time
 	refused atomic.Pointer[string] // why the last reload changed nothing
 }
@@ -201,6 +202,7 @@ func (s *service) Status() report.Status {
 	if err := reaper.MaySignal(); err != nil {
 		st.Problems = append(st.Problems, err.Error())
 	}
+	st.Problems = append(st.Problems, s.names.Problems()...)
 	if why := s.refused.Load(); why != nil {
 		// First, as it is for somebody to mend: at the next start kzr would not come up.
 		st.Problems = append([]string{"the configuration on disk is bad and not in force: " + *why}, st.Problems...)

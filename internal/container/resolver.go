@@ -4,10 +4,12 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kzr/internal/task"
@@ -24,6 +26,8 @@ const (
 	retryAfter = 10 * time.Second
 	// refreshAfter is how long a name is believed: docker can rename.
 	refreshAfter = 10 * time.Minute
+	// checkAfter is how often Run looks whether the sockets answer at all.
+	checkAfter = time.Minute
 )
 
 // Options configure a [Resolver]. The zero value asks at the usual places.
@@ -48,6 +52,7 @@ type Resolver struct {
 	named   func(id string)
 	log     *slog.Logger
 	queue   chan Match
+	mute    atomic.Pointer[[]string] // see Problems
 
 	mu    sync.Mutex
 	cache map[string]*list.Element // of *cached, by container id
@@ -88,16 +93,42 @@ func NewResolver(o Options) *Resolver {
 
 // Run asks the runtimes what Lookup could not answer, until ctx ends.
 func (r *Resolver) Run(ctx context.Context) {
+	check := time.NewTicker(checkAfter)
+	defer check.Stop()
+	r.check(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-check.C:
+			r.check(ctx)
 		case m := <-r.queue:
 			if r.ask(ctx, m) && r.named != nil {
 				r.named(m.ID)
 			}
 		}
 	}
+}
+
+// check looks which sockets give no names, before the first container is in need
+// of one.
+func (r *Resolver) check(ctx context.Context) {
+	var mute []string
+	for _, s := range r.Found(ctx) {
+		if s.Err != nil && ctx.Err() == nil {
+			mute = append(mute, fmt.Sprintf("%s gives no names of containers: %v", s.Socket, s.Err))
+		}
+	}
+	r.mute.Store(&mute)
+}
+
+// Problems says, a sentence each, which runtimes were there and gave no names when
+// Run last looked.
+func (r *Resolver) Problems() []string {
+	if mute := r.mute.Load(); mute != nil {
+		return *mute
+	}
+	return nil
 }
 
 // Lookup returns what is known of a container now, and whether that includes

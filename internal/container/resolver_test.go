@@ -799,3 +799,26 @@ func TestFound(t *testing.T) {
 		t.Errorf("at the usual places: %+v", got)
 	}
 }
+
+// A runtime that gives no names is a problem before the first container wants one.
+func TestMuteRuntimeIsAProblem(t *testing.T) {
+	mute := filepath.Join(t.TempDir(), "containerd.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: mute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	f := &fakeCRI{}
+	r := start(t, Options{Sockets: []string{mute, serveCRI(t, f)}})
+	deadline := time.Now().Add(patience)
+	for len(r.Problems()) == 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("no problem")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if p := r.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], mute+" gives no names of containers: ") || !strings.Contains(p[0], "refused") {
+		t.Errorf("%q", p)
+	}
+}
