@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"kzr/internal/config"
 	"kzr/internal/daemon"
@@ -22,6 +23,9 @@ type node struct {
 	probe *probe.Probe // nil where zombies are seen through /proc
 	// why says, where mode auto came to /proc, what stands against eBPF.
 	why error
+	// deaf says why hints came in once and do so no more.
+	deaf     atomic.Pointer[error]
+	deafened func(error) // told so, once
 }
 
 // openNode opens what the mode asks for.
@@ -103,10 +107,23 @@ func (n *node) options(c config.Config) (daemon.Options, error) {
 	}
 	o := daemon.Options{Config: c, Host: host, Proc: n.proc, Source: n.proc}
 	if n.probe != nil {
-		o.Source = &careful{first: n.probe, second: n.proc}
+		o.Source = &careful{first: n.probe, second: n.proc, attached: n.attached}
 		o.Hinted, o.SetLevel = probe.MinLevel, n.probe.SetLevel
 	}
 	return o, nil
+}
+
+// attached looks whether hints can come in. It is called after each snapshot.
+func (n *node) attached() {
+	if err := n.probe.Attached(); err != nil {
+		n.deafen(err)
+	}
+}
+
+func (n *node) deafen(err error) {
+	if n.deaf.CompareAndSwap(nil, &err) && n.deafened != nil {
+		n.deafened(err)
+	}
 }
 
 // source is the name of what zombies are seen through.
@@ -124,6 +141,9 @@ func (n *node) complete(st *report.Status) {
 	if n.why != nil {
 		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(n.why.Error()))
 	}
+	if err := n.deaf.Load(); err != nil {
+		st.Problems = append(st.Problems, "no hints come from the kernel, kzr sweeps instead: "+oneLine((*err).Error()))
+	}
 	if h, err := n.proc.Host(); err == nil {
 		st.Problems = append(st.Problems, h.Limitations()...)
 	}
@@ -136,9 +156,13 @@ func (n *node) complete(st *report.Status) {
 
 // careful sees through /proc what the iterator fails to show, so that a kernel
 // side that breaks under a running daemon costs speed and not sight.
-type careful struct{ first, second daemon.Source }
+type careful struct {
+	first, second daemon.Source
+	attached      func()
+}
 
 func (c *careful) Snapshot(ctx context.Context) (*task.Snapshot, error) {
+	c.attached()
 	s, err := c.first.Snapshot(ctx)
 	if err == nil || ctx.Err() != nil {
 		return s, err

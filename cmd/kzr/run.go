@@ -95,10 +95,13 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	defer work.Wait()
 	defer stop()
 	if n.probe != nil {
+		n.deafened = func(err error) {
+			s.log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
+			s.Deafen()
+		}
 		work.Go(func() {
 			if err := n.probe.Hints(s.Hint); err != nil {
-				s.log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
-				s.Deafen()
+				n.deafen(err)
 			}
 		})
 		defer n.probe.StopHints()

@@ -21,7 +21,7 @@ import (
 func TestFaultKernelSideGone(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=2s", s.socket())
+	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=8s", s.socket())
 	var st status
 	s.wantAnswer("/v1/status", &st)
 	if st.Source != "bpf" {
@@ -39,6 +39,10 @@ func TestFaultKernelSideGone(t *testing.T) {
 		z.WaitDead(patience)
 		k.saw(z.PID, "terminated")
 		t.Logf("without %s: removed after %v", link, time.Since(began).Round(10*time.Millisecond))
+		// From the next sweep on there are two in a grace, as without eBPF.
+		k.await("a line about the hints", func(e event) bool {
+			return e.Level == "ERROR" && strings.Contains(e.Msg, "no more hints come")
+		})
 		k.silentAbout(0, good.PID)
 		alive(t, good.Proc)
 		s.wantAnswer("/v1/status", &st)

@@ -187,6 +187,15 @@ func (p *Probe) SetLevel(n int) error {
 	return nil
 }
 
+// Attached fails if the exit program is attached no more, so that no hint comes and
+// no exit is stamped. It costs one system call.
+func (p *Probe) Attached() error {
+	if _, err := p.exit.Info(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		return fmt.Errorf("the program at sched_process_exit is attached no more: %w", err)
+	}
+	return nil
+}
+
 // drainEvery is the rest after the ring was emptied; a hint is in time for a second.
 // What comes meanwhile has to fit in: 4,096 are 200,000 a second.
 const drainEvery = 20 * time.Millisecond
