@@ -119,9 +119,6 @@ type finding struct {
 	proc     task.Process
 	rule     policy.Rule
 	reapable int
-	total    int
-	tracer   int // of some of its zombies
-	traced   int
 	oldest   time.Duration
 	due      time.Duration // when it meets its rule
 	never    bool          // it does not with this many zombies
@@ -156,7 +153,7 @@ func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 		f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
 	}
 	if ok {
-		f.reapable, f.total, f.traced, f.tracer = p.Reapable(), p.Total(), p.Traced, p.Tracer
+		f.reapable = p.Reapable()
 		f.oldest = p.Oldest(now)
 		due, ok := p.Due(f.rule.Rule)
 		f.due, f.never, f.met = due, !ok, ok && due <= now

@@ -161,8 +161,9 @@ func TestTheGreatestAreShown(t *testing.T) {
 		}
 	}
 	some, omitted, _, err := d.eye.all(least)
-	if err != nil || omitted != len(all)-least || len(some) != least {
-		t.Fatalf("%d parents, %d omitted of %d, %v", len(some), omitted, len(all), err)
+	// Of the machine's others some may be gone by now.
+	if err != nil || omitted != d.eye.tracker.Len()-least || len(some) < 3 || len(some) > least {
+		t.Fatalf("%d parents, %d omitted of %d, %v", len(some), omitted, d.eye.tracker.Len(), err)
 	}
 	for i, id := range ids {
 		shown := slices.ContainsFunc(some, func(f found) bool { return f.proc.ID == id })

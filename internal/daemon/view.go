@@ -28,18 +28,6 @@ type stats struct {
 	sweepBy               atomic.Int64 // when the next sweep is due at the latest, on the clock of task.Now
 }
 
-// Stats are the daemon's running totals.
-type Stats struct {
-	Sweeps uint64
-	Kills  uint64 // processes that ended after a signal of kzr's
-	Losses uint64 // times that hints were lost
-}
-
-// Stats may be called at any time.
-func (d *Daemon) Stats() Stats {
-	return Stats{Sweeps: d.stats.sweeps.Load(), Kills: d.stats.kills.Load(), Losses: d.stats.losses.Load()}
-}
-
 // stayed is the age at which a zombie is worth an event of its own to those who
 // watch: by then nearly every parent has reaped.
 const stayed = time.Second
