@@ -15,10 +15,10 @@ import (
 	"kzr/internal/zoo"
 )
 
-// lowerMachinePidMax leaves room for so many more processes on the machine.
-func lowerMachinePidMax(t *testing.T, n int) {
+// lowerMachine sets a limit of the whole machine's until the test ends.
+func lowerMachine(t *testing.T, limit string, n int) {
 	t.Helper()
-	const path = "/proc/sys/kernel/pid_max"
+	path := "/proc/sys/kernel/" + limit
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -51,16 +51,24 @@ func TestScenario28MachineFull(t *testing.T) {
 	if os.Getenv("KZR_OWN_MACHINE") != "1" {
 		t.Skip("it fills the machine's process table: `make vmtest` does it in a virtual machine")
 	}
-	for _, mode := range []string{"ebpf", "proc"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, c := range []struct{ name, mode, limit string }{
+		{"ebpf", "ebpf", "pid_max"},
+		{"proc", "proc", "pid_max"},
+		{"threads-max", "ebpf", "threads-max"}, // which binds where pid_max is four million
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t)
 			leaker := zoo.Start(t, "exec=%s serve", s.exe)
-			k := s.start("--mode="+mode, "--scope=all", "--grace=1h", "--nudge=1h", "--term-timeout=1h", "--pressure=0.85")
+			k := s.start("--mode="+c.mode, "--scope=all", "--grace=1h", "--nudge=1h", "--term-timeout=1h", "--pressure=0.85")
 			cron := newWaiting(t, exec.Command("sh", "-c", cronScript))
 			after := newWaiting(t, exec.Command("sh", "-c", forkScript))
 			began := k.usage()
 			hoardThreads()
-			lowerMachinePidMax(t, 1500) // those below 300 are used but once: it is full at four fifths
+			room := 1500 // pids below 300 are used but once: it is full at four fifths
+			if c.limit == "threads-max" {
+				room = tasks(t) + 1000
+			}
+			lowerMachine(t, c.limit, room)
 
 			fill(t, k, leaker.Proc)
 			if n := leaker.Zombies(); n < 900 {
