@@ -15,6 +15,7 @@ import (
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
 	"kzr/internal/reaper"
+	"kzr/internal/report"
 )
 
 func newCheck() *cobra.Command {
@@ -58,7 +59,7 @@ func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error 
 	r.signals()
 	r.mode(ctx, proc, c)
 	r.runtimes(ctx, c)
-	r.socket(c)
+	r.daemon(ctx, c)
 	return r.result()
 }
 
@@ -207,7 +208,9 @@ func (r *checklist) runtimes(ctx context.Context, c config.Config) {
 	}
 }
 
-func (r *checklist) socket(c config.Config) {
+// daemon asks the one that runs, if it does, what is in its way: what is open to
+// who checks may be closed to a service.
+func (r *checklist) daemon(ctx context.Context, c config.Config) {
 	if c.Socket == "" {
 		r.pass("socket", "none is configured")
 		return
@@ -216,6 +219,15 @@ func (r *checklist) socket(c config.Config) {
 	if err == nil {
 		conn.Close()
 		r.pass("socket", "a daemon answers on %s", c.Socket)
+		client := report.Dial(c.Socket)
+		defer client.Close()
+		st, err := client.Status(ctx)
+		if err != nil {
+			r.note("daemon", "%v", err)
+		}
+		for _, p := range st.Problems {
+			r.note("daemon", "%s", p)
+		}
 		return
 	}
 	if errors.Is(err, os.ErrPermission) {

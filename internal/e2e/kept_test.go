@@ -86,6 +86,9 @@ func TestRefusedReload(t *testing.T) {
 			t.Error("not in the metrics")
 		}
 	}
+	if r := run(t, "", "check", "--config=/dev/null", "--socket="+filepath.Join(s.dir, "kzr.sock")); !strings.Contains(r.stdout, "the configuration on disk is bad and not in force: ") {
+		t.Errorf("kzr check says nothing of it:\n%s", r.stdout)
+	}
 	if err := os.WriteFile(s.config, []byte(good), 0o644); err != nil {
 		t.Fatal(err)
 	}
