@@ -1,6 +1,6 @@
 # What a developer does, and what each target needs, it sets up: on a fresh
-# Debian or Ubuntu with Go, make and root, compilers come from apt-get and Go
-# tools into ./.cache. `make help` lists the targets.
+# Debian or Ubuntu with the Go of go.mod, make and root, compilers come from
+# apt-get and Go tools into ./.cache. `make help` lists the targets.
 
 GOLANGCI_LINT_VERSION = v2.15.0
 NFPM_VERSION = v2.45.2
@@ -27,12 +27,23 @@ SOAKFLAGS ?=
 lint := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 nfpm := .cache/bin/nfpm-$(NFPM_VERSION)
 # $(call need,COMMAND,PACKAGES) installs the packages when the command is missing.
-need = @command -v $(1) >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(2); }
+need = @command -v $(1) >/dev/null || $(call install,$(2))
+install = { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(1); }
 root = @[ "$$(id -u)" = 0 ] || { echo >&2 "make $@: needs root"; exit 1; }
 
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+# An older Go does not say that it is too old. On a bare Debian there is nothing
+# to trust when it downloads modules.
+.PHONY: go
+go:
+	@want=$$(sed -n 's/^go //p' go.mod); have=$$(go version 2>/dev/null | sed 's/.* go\([0-9.]*\).*/\1/'); \
+	printf '%s\n' "$$want" "$${have:-0}" | sort -CV || \
+		{ echo >&2 "kzr needs Go $$want or later and finds $${have:-none}: see https://go.dev/dl"; exit 1; }
+	@! command -v apt-get >/dev/null || [ -e /etc/ssl/certs/ca-certificates.crt ] || $(call install,ca-certificates)
+build test test-hostile test-runtimes soak fuzz reliability vmtest test-arm64 generate lint bench man package $(lint) $(nfpm): | go
 
 .PHONY: build
 build: ## bin/kzr, static
