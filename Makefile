@@ -8,8 +8,20 @@ NFPM_VERSION = v2.45.2
 # The installed Go must do: never download another one behind the user's back.
 export GOTOOLCHAIN = local
 
-# Of what is built: that of a tag v1.2.3, or of so many commits after it.
-VERSION ?= $(or $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/'),0.1.0)
+# The clone may be somebody else's, whom git would not trust, and Go would ask git.
+# So Go is told, and git is told where to look: here, and not above.
+git = git --git-dir=.git
+# Of a tag v1.2.3-rc1 it is 1.2.3~rc1, which deb and rpm sort before 1.2.3; of the
+# fifth commit after that 1.2.3~rc1+5.gabcdef0. Before any tag, all commits count.
+VERSION ?= $(shell { $(git) describe --tags --match 'v[0-9]*' --abbrev=7 || \
+	echo v0.1.0-$$($(git) rev-list --count HEAD)-g$$($(git) rev-parse --short=7 HEAD); } 2>/dev/null | \
+	sed 's/^v//; s/--g$$//; s/-\([0-9]*\)-g\([0-9a-f]*\)$$/+\1.g\2/; s/-/~/; s/-/./g')
+COMMIT := $(shell $(git) rev-parse HEAD 2>/dev/null)$(if $(shell $(git) --no-optional-locks status --porcelain 2>/dev/null), (modified))
+ldflags = -X main.version=$(VERSION) -X 'main.commit=$(COMMIT)'
+# Packages and manual pages bear the time of the commit. In an archive without
+# git, the files have it.
+export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell $(git) log -1 --format=%ct 2>/dev/null || stat -c %Y Makefile))
+
 # What `make package` makes.
 ARCHS ?= amd64 arm64
 FORMATS ?= deb rpm
@@ -47,7 +59,7 @@ build test test-hostile test-runtimes soak fuzz reliability vmtest test-arm64 ge
 
 .PHONY: build
 build: ## bin/kzr, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/kzr ./cmd/kzr
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(ldflags)" -o bin/kzr ./cmd/kzr
 
 .PHONY: run
 run: build ## build kzr and run it on this node; flags in ARGS="--dry-run …"
@@ -199,7 +211,7 @@ bench: ## kzr's costs as ratios, side by side in one run; one of them: BENCH=Nam
 .PHONY: man
 man: ## dist/man, from the help and from deploy/kzr.yaml
 	@mkdir -p dist/man
-	CGO_ENABLED=0 go run -tags man -ldflags '-X main.version=$(VERSION)' ./cmd/kzr man deploy/kzr.yaml dist/man
+	CGO_ENABLED=0 go run -tags man -ldflags "$(ldflags)" ./cmd/kzr man deploy/kzr.yaml dist/man
 
 .PHONY: install uninstall
 install: build man ## into PREFIX=/usr/local, and the file system DESTDIR
@@ -210,14 +222,14 @@ uninstall: ## all that but the configuration
 
 .PHONY: package
 package: $(nfpm) man ## dist/*.deb and *.rpm; one: ARCHS=arm64 FORMATS=deb VERSION=1.2.3
-	NFPM=$(nfpm) VERSION='$(VERSION)' deploy/package/build.sh '$(ARCHS)' '$(FORMATS)'
+	NFPM=$(nfpm) VERSION='$(VERSION)' LDFLAGS="$(ldflags)" deploy/package/build.sh '$(ARCHS)' '$(FORMATS)'
 
 .PHONY: package-check
-package-check: package ## that the packages hold what they should, and lintian
+package-check: package ## that the packages hold what they should, can be made again, and lintian
 	$(call need,lintian,lintian)
 	$(call need,rpm,rpm)
 	$(call need,systemd-analyze,systemd)
-	VERSION='$(VERSION)' deploy/package/check.sh
+	NFPM=$(nfpm) VERSION='$(VERSION)' COMMIT='$(COMMIT)' deploy/package/check.sh
 
 $(nfpm):
 	GOBIN=$(CURDIR)/.cache/bin CGO_ENABLED=0 go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)

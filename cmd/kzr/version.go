@@ -9,9 +9,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker, with -X main.version=; without, the build
-// information has to do.
-var version string
+// version and commit are set by the linker, with -X main.version=; without, the
+// build information has to do.
+var version, commit string
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
@@ -19,9 +19,9 @@ func newVersion() *cobra.Command {
 		Short: "Show version, commit and Go version",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, commit := buildVersion()
+			v, c := buildVersion()
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "kzr %s\ncommit %s\n%s %s/%s\n",
-				v, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				v, c, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 		DisableFlagsInUseLine: true,
@@ -30,8 +30,8 @@ func newVersion() *cobra.Command {
 
 // buildVersion returns kzr's version and the commit that it was built from,
 // "devel" and "unknown" where the build did not say.
-func buildVersion() (v, commit string) {
-	v = version
+func buildVersion() (v, c string) {
+	v, c = version, commit
 	if info, ok := debug.ReadBuildInfo(); ok {
 		if m := info.Main.Version; m != "(devel)" {
 			v = cmp.Or(v, m)
@@ -40,14 +40,14 @@ func buildVersion() (v, commit string) {
 		for _, s := range info.Settings {
 			switch s.Key {
 			case "vcs.revision":
-				commit = s.Value
+				c = cmp.Or(c, s.Value)
 			case "vcs.modified":
 				modified = s.Value == "true"
 			}
 		}
-		if modified && commit != "" {
-			commit += " (modified)"
+		if modified && c != "" {
+			c += " (modified)"
 		}
 	}
-	return cmp.Or(v, "devel"), cmp.Or(commit, "unknown")
+	return cmp.Or(v, "devel"), cmp.Or(c, "unknown")
 }

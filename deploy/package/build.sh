@@ -1,19 +1,21 @@
 #!/bin/bash
 # Make the packages in dist/ from this tree: the same ones from the same commit.
 #
-#	NFPM=PATH VERSION=1.2.3 build.sh "ARCH..." "FORMAT..."
+#	build.sh "ARCH..." "FORMAT..."
 #
-# ARCH is one of Go's, FORMAT deb or rpm.
+# ARCH is one of Go's, FORMAT deb or rpm. `make package` sets VERSION, LDFLAGS that
+# tell it to Go, SOURCE_DATE_EPOCH and NFPM; DIST is where they go.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+: "${NFPM:?}" "${LDFLAGS:?}" "${SOURCE_DATE_EPOCH:?}" "${DIST:=dist}"
 export VERSION ARCH STAGE MAINTAINER=${MAINTAINER:-The kzr authors <kzr@localhost>}
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+[[ $VERSION =~ ^[0-9][0-9A-Za-z.+~]*$ ]] || { echo >&2 "version $VERSION: deb and rpm take digits first, then letters, digits and .+~" && exit 1; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 # One that runs on this machine, for the completions.
-build() { CGO_ENABLED=0 GOARCH=$1 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o "$scratch/kzr-$1" ./cmd/kzr; }
+build() { CGO_ENABLED=0 GOARCH=$1 go build -trimpath -buildvcs=false -ldflags "-s -w $LDFLAGS" -o "$scratch/kzr-$1" ./cmd/kzr; }
 native=$(go env GOHOSTARCH)
 build "$native"
 
@@ -37,6 +39,6 @@ for ARCH in $1; do
 		mv "$STAGE/etc/kzr/kzr.yaml" "$STAGE.conf/"
 		rmdir -p --ignore-fail-on-non-empty "$STAGE/etc/kzr"
 		find "$STAGE" "$STAGE.conf" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
-		"$NFPM" package --config deploy/nfpm.yaml --packager "$format" --target dist/
+		"$NFPM" package --config deploy/nfpm.yaml --packager "$format" --target "$DIST/"
 	done
 done

@@ -59,7 +59,7 @@ build_tests() {
 	local -x GOARCH=$2 CGO_ENABLED=0
 	mkdir -p "$dir/vm/tests"
 	cp deploy/vm/tests.sh "$dir/vm/init"
-	go build -trimpath -o "$dir/vm/kzr" ./cmd/kzr
+	go build -trimpath -buildvcs=false -o "$dir/vm/kzr" ./cmd/kzr
 	case $GOARCH in
 	amd64) build_zoo "$dir/vm/zoo" ;;
 	arm64) build_zoo "$dir/vm/zoo" aarch64-linux-gnu-gcc ;;

@@ -294,7 +294,7 @@ type event struct {
 func start(b *testing.B, args ...string) *kzr {
 	b.Helper()
 	bin := filepath.Join(b.TempDir(), "kzr")
-	build := exec.CommandContext(b.Context(), "go", "build", "-o", bin, "kzr/cmd/kzr")
+	build := exec.CommandContext(b.Context(), "go", "build", "-buildvcs=false", "-o", bin, "kzr/cmd/kzr")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)

@@ -61,7 +61,7 @@ var build = sync.OnceValues(func() (string, error) {
 		return filepath.Abs(path)
 	}
 	path := filepath.Join(scratch, "kzr")
-	args, cgo := []string{"build", "-o", path}, "CGO_ENABLED=0"
+	args, cgo := []string{"build", "-buildvcs=false", "-o", path}, "CGO_ENABLED=0"
 	if raceBuild {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}

@@ -58,7 +58,7 @@ var buildKzr = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "kzr")
-	cmd := exec.Command("go", "build", "-o", path, "kzr/cmd/kzr")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "kzr/cmd/kzr")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building kzr: %w\n%s", err, bytes.TrimSpace(out))
