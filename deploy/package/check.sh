@@ -1,8 +1,7 @@
 #!/bin/bash
 # Check the packages of one version in dist/: lintian, that .deb and .rpm hold the
-# same, and how much of the system the unit is exposed to.
-#
-#	VERSION=1.2.3 check.sh
+# same, that they can be made again, and how much of the system the unit is exposed
+# to. `make package-check` sets VERSION, COMMIT and NFPM.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,8 +22,17 @@ for rpm in "dist/kzr-$VERSION"-*.rpm; do
 done
 cat "$scratch/deb"
 
+# The last one again, somewhere else: the same to the byte.
+mkdir "$scratch/again"
+tar -c --exclude=./.cache --exclude=./bin --exclude=./dist . | tar -xm -C "$scratch/again"
+(umask 077 && TZ=Asia/Kolkata make -s -C "$scratch/again" package ARCHS="$arch" FORMATS="deb rpm" nfpm="$PWD/$NFPM") >/dev/null
+for package in "$scratch"/again/dist/*.{deb,rpm}; do
+	cmp "$package" "dist/${package##*/}"
+done
+
 # The unit as it is installed, and with each drop-in.
 dpkg-deb -x "$deb" "$scratch/root"
+grep -aqF "${COMMIT:-unknown}" "$scratch/root/usr/bin/kzr"
 units=$scratch/root/usr/lib/systemd/system
 install -D /bin/kill "$scratch/root/bin/kill" # what it runs must be there
 systemd-analyze verify --root="$scratch/root" --man=no --recursive-errors=no kzr.service
