@@ -128,7 +128,9 @@ network. Files under /usr/share/kzr are drop-ins for it, each of which opens jus
 one thing and says what that means:
 
 ` + "`cri.conf`" + ` and ` + "`docker.conf`" + ` let it ask container runtimes for the names of pods,
-containers and images; ` + "`metrics.conf`" + ` lets it serve metrics over the network. To use one:
+containers and images; ` + "`metrics.conf`" + ` lets it serve metrics to this machine, and to
+the network of your Prometheus once that is in the line ` + "`IPAddressAllow=`" + ` of the copy. To
+use one:
 
   install -D -m 644 -t /etc/systemd/system/kzr.service.d /usr/share/kzr/cri.conf
   systemctl daemon-reload
