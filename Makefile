@@ -143,12 +143,13 @@ reliability: ## run all that is to be survived, at length, and write docs/RELIAB
 	go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
 
 .PHONY: vmtest
-vmtest: ## kernel tests and the package on Debian 11, 12 and 13, in QEMU; ARGS="bookworm tests"; arm64 with ARGS=arm64
+vmtest: ## kernel tests and the package on Debian 11, 12 and 13 (from its archive), in QEMU; ARGS="bookworm tests"; arm64 with ARGS=arm64
 	$(root)
 	$(call need,cc,gcc libc6-dev)
 	$(call need,qemu-system-x86_64,qemu-system-x86)
 	$(call need,mmdebstrap,mmdebstrap)
 	$(call need,cpio,cpio)
+	@[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || $(call install,debian-archive-keyring)
 ifneq ($(filter arm64,$(ARGS)),)
 	$(call need,qemu-system-aarch64,qemu-system-arm)
 	$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)

@@ -2,8 +2,8 @@
 # Fetch what `make vmtest` boots: Debian's cloud kernels and, for each, a root
 # file system of the same release with systemd; for the suite arm64, that of
 # bookworm for this processor, without systemd. From whatever Debian mirror the
-# machine's apt uses, other suites; or from the one in DEBIAN_MIRROR (and
-# DEBIAN_SECURITY_MIRROR).
+# machine's apt uses, other suites; or from those in DEBIAN_MIRROR and
+# DEBIAN_SECURITY_MIRROR, as on a machine that is not Debian.
 #
 #	debian.sh CACHE SUITE    makes CACHE/SUITE/vmlinuz and CACHE/SUITE/root.cpio
 #
@@ -16,24 +16,26 @@ dir=$cache/$suite
 arch=amd64 release=$suite
 [ "$suite" != arm64 ] || arch=arm64 release=bookworm
 
-# $(mirror PATH): the first of apt's Debian mirrors whose URL ends like that.
+# $(mirror PATH VARIABLE): the first of apt's Debian mirrors whose URL ends like that.
 mirror() {
 	# shellcheck disable=SC2016 # apt's own variable
 	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' |
-		sed 's,/*$,,' | grep -m1 "$1\$"
+		sed 's,/*$,,' | grep -m1 "$1\$" && return
+	echo >&2 "${0##*/}: apt knows no mirror of Debian's archive that ends in $1: run apt-get update, or, if this is not Debian, name one in $2"
+	return 1
 }
 
-# An apt of its own for one suite: nothing of the machine's is touched but the
-# keys it trusts.
+# An apt of its own for one suite: nothing of the machine's is touched.
 setup_apt() {
-	local main security
-	main=${DEBIAN_MIRROR:-$(mirror /debian)}
-	security=${DEBIAN_SECURITY_MIRROR:-$(mirror /debian-security)}
+	local main security keys=/usr/share/keyrings/debian-archive-keyring.gpg
+	main=${DEBIAN_MIRROR:-$(mirror /debian DEBIAN_MIRROR)}
+	security=${DEBIAN_SECURITY_MIRROR:-$(mirror /debian-security DEBIAN_SECURITY_MIRROR)}
+	[ -e "$keys" ] || { echo >&2 "${0##*/}: needs the package debian-archive-keyring" && exit 1; }
 	mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
 	: >"$dir/apt/status"
 	cat >"$dir/apt/sources.list" <<-END
-		deb $main $release main
-		deb $security $release-security main
+		deb [signed-by=$keys] $main $release main
+		deb [signed-by=$keys] $security $release-security main
 	END
 	cat >"$dir/apt/apt.conf" <<-END
 		Dir::State "$dir/apt";

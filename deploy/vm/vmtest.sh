@@ -7,8 +7,8 @@
 #
 # Kernels and root file systems are kept in VM_CACHE, by default
 # /var/cache/kzr-vm, for all clones; the logs of the last run in .cache/vm. Needs
-# root, the Go compiler, cc, qemu-system-x86_64, mmdebstrap, cpio; for arm64,
-# qemu-system-aarch64 and aarch64-linux-gnu-gcc.
+# root, the Go compiler, cc, qemu-system-x86_64, mmdebstrap, cpio, Debian's archive
+# and its keys; for arm64, qemu-system-aarch64 and aarch64-linux-gnu-gcc.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -173,4 +173,5 @@ done
 while [ -n "$(jobs -p)" ]; do
 	wait -n || failed=1
 done
+echo "$SECONDS s in all"
 exit "$failed"
