@@ -19,6 +19,10 @@ build() { CGO_ENABLED=0 GOARCH=$1 go build -trimpath -buildvcs=false -ldflags "-
 native=$(go env GOHOSTARCH)
 build "$native"
 
+# What is in DIST can be installed by a pattern: one version of it.
+mkdir -p "$DIST"
+find "$DIST" -maxdepth 1 -name 'kzr[-_]*.[dr][ep][bm]' ! -name "kzr[-_]$VERSION[-_]*" -delete
+
 umask 022
 for ARCH in $1; do
 	[ "$ARCH" = "$native" ] || build "$ARCH"

@@ -74,12 +74,12 @@ build_tests() {
 build_systemd() {
 	local dir=$1
 	mkdir -p "$dir/vm" "$dir/etc/systemd/system"
-	make -s package VERSION=0.0.1 ARCHS=amd64 >/dev/null
-	make -s package VERSION=0.0.2 ARCHS=amd64 >/dev/null
-	mv dist/kzr_0.0.1*_amd64.deb "$dir/vm/old.deb"
-	mv dist/kzr_0.0.2*_amd64.deb "$dir/vm/new.deb"
-	mv dist/kzr-0.0.1*.x86_64.rpm "$dir/vm/old.rpm"
-	mv dist/kzr-0.0.2*.x86_64.rpm "$dir/vm/new.rpm"
+	DIST=$scratch/old make -s package VERSION=0.0.1 ARCHS=amd64 >/dev/null
+	DIST=$scratch/new make -s package VERSION=0.0.2 ARCHS=amd64 >/dev/null
+	mv "$scratch"/old/*.deb "$dir/vm/old.deb"
+	mv "$scratch"/new/*.deb "$dir/vm/new.deb"
+	mv "$scratch"/old/*.rpm "$dir/vm/old.rpm"
+	mv "$scratch"/new/*.rpm "$dir/vm/new.rpm"
 	build_zoo "$dir/vm/zoo"
 	cp deploy/vm/guest.sh "$dir/vm/"
 	cp deploy/vm/vmtest.service "$dir/etc/systemd/system/"
