@@ -74,7 +74,7 @@ run: build ## build kzr and run it on this node; flags in ARGS="--dry-run …"
 hostile = ^Test(Soak|Fault|Scenario(11|22|23|28|29|33|34))
 
 .PHONY: test
-test: ## all tests, with the race detector, on this kernel
+test: ## the tests, with the race detector, on this kernel; storms, faults and soak are test-hostile
 	$(root)
 	$(call need,cc,gcc libc6-dev)
 	$(call need,ps,procps)
