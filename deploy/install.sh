@@ -5,14 +5,18 @@
 #	install.sh install|uninstall
 #
 # BINARY is kzr for the machine that it is for, KZR one that runs on this machine.
-# The rest is as usual: DESTDIR, PREFIX, and ZSHDIR for completions. Without DESTDIR
-# it is an installation on this machine, of which systemd is told.
+# The rest is as usual: DESTDIR, PREFIX, UNITDIR, and ZSHDIR for completions. Without
+# DESTDIR it is an installation on this machine, of which systemd is told.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 : "${BINARY:=bin/kzr}" "${KZR:=bin/kzr}" "${DESTDIR:=}" "${PREFIX:=/usr/local}"
 : "${ZSHDIR:=$PREFIX/share/zsh/site-functions}"
-units=$PREFIX/lib/systemd/system
+# Below other prefixes systemd does not look.
+case $PREFIX in
+/usr | /usr/local) : "${UNITDIR:=$PREFIX/lib/systemd/system}" ;;
+*) : "${UNITDIR:=/etc/systemd/system}" ;;
+esac
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -21,7 +25,7 @@ trap 'rm -rf "$scratch"' EXIT
 files() {
 	cat <<-END
 		755 $BINARY $PREFIX/bin/kzr
-		644 $scratch/kzr.service $units/kzr.service
+		644 $scratch/kzr.service $UNITDIR/kzr.service
 		644 $scratch/notify-reload.conf $PREFIX/share/kzr/notify-reload.conf
 		644 $scratch/cri.conf $PREFIX/share/kzr/cri.conf
 		644 $scratch/docker.conf $PREFIX/share/kzr/docker.conf
@@ -75,18 +79,21 @@ install)
 	[ -e "$DESTDIR$config" ] || install -D -m 644 deploy/kzr.yaml "$DESTDIR$config"
 	if [ "$here" ]; then
 		if [ "$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')" -ge 253 ]; then
-			install -D -m 644 "$scratch/notify-reload.conf" "$units/kzr.service.d/notify-reload.conf"
+			install -D -m 644 "$scratch/notify-reload.conf" "$UNITDIR/kzr.service.d/notify-reload.conf"
 		fi
 		systemctl daemon-reload
 	fi
 	;;
 uninstall)
-	[ ! "$here" ] || systemctl disable --now kzr.service || true
+	# Another one's stays as it is, a package's.
+	if [ "$here" ] && [ "$(systemctl show --value -p FragmentPath kzr.service)" -ef "$UNITDIR/kzr.service" ]; then
+		systemctl disable --now kzr.service || true
+	fi
 	files | while read -r _ _ target; do
 		rm -f "$DESTDIR$target"
 	done
-	rm -f "$DESTDIR$units/kzr.service.d/notify-reload.conf"
-	for dir in "$PREFIX"/share/{kzr,doc/kzr} "$units/kzr.service.d"; do
+	rm -f "$DESTDIR$UNITDIR/kzr.service.d/notify-reload.conf"
+	for dir in "$PREFIX"/share/{kzr,doc/kzr} "$UNITDIR/kzr.service.d"; do
 		[ ! -d "$DESTDIR$dir" ] || rmdir --ignore-fail-on-non-empty "$DESTDIR$dir"
 	done
 	[ ! "$here" ] || systemctl daemon-reload
