@@ -160,6 +160,16 @@ endif
 # bpf, ptrace and clone's namespaces, would be a test of the emulator; and a test
 # that starts itself again cannot. See docs/PLATFORMS.md.
 arm64 = GOARCH=arm64 CGO_ENABLED=0 go test -count=1 -exec qemu-aarch64-static $(TESTFLAGS)
+arm64_procscan = Parse Dead$$ Field SplitCmdline NextPID Chain Hidden SnapshotLeaker SnapshotCounts SnapshotNever \
+	Inspect$$ InspectGone InspectZombie InspectHostile Node
+arm64_reaper = Kills Reservation PerWorkload OneAtATime Changed LimitsAre Ladder Fresh Vanishes Identity PutOff \
+	ZombiesMove DryRun Cancel RateLimited Blind Waiting Rehearse$$
+# $(call arm64_some,PACKAGE,NAME...): its tests that begin so, and each does.
+define arm64_some
+@all=$$($(arm64) -list . $(1)) || { echo "$$all"; exit 1; }; for name in $(2); do \
+	echo "$$all" | grep -q "^Test$$name" || { echo >&2 "$(1) has no test that begins with $$name"; exit 1; }; done
+$(arm64) -run '^Test($(subst $() ,|,$(strip $(2))))' $(1)
+endef
 .PHONY: test-arm64
 test-arm64: ## the tests that do not need an arm64 kernel, on arm64
 	$(root)
@@ -168,8 +178,8 @@ test-arm64: ## the tests that do not need an arm64 kernel, on arm64
 	$(arm64) ./internal/advice ./internal/config ./internal/container ./internal/daemon ./internal/glob \
 		./internal/policy ./internal/top ./internal/tracker
 	$(arm64) -skip '^TestListenPeers$$' ./internal/report
-	$(arm64) -run '^Test(Parse|Dead$$|Field|SplitCmdline|NextPID|Chain|Hidden|SnapshotLeaker|SnapshotCounts|SnapshotNever|Inspect$$|InspectGone|InspectZombie|InspectHostile|Node)' ./internal/procscan
-	$(arm64) -run '^Test(Kills|Reservation|PerWorkload|OneAtATime|Changed|LimitsAre|Ladder|Fresh|Vanishes|Identity|PutOff|ZombiesMove|DryRun|Cancel|RateLimited|Blind|Waiting|Rehearse$$)' ./internal/reaper
+	$(call arm64_some,./internal/procscan,$(arm64_procscan))
+	$(call arm64_some,./internal/reaper,$(arm64_reaper))
 
 .PHONY: demo
 demo: build ## a leaker in a pid namespace, and kzr beside it: 15 seconds
