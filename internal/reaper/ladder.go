@@ -195,6 +195,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 		}
 		limit := l.r.timing.kill
 		if reason := policy.Deferred(&l.seen.Process); reason != "" {
+			l.letGo(policy.Dying) // with SIGKILL pending, it is
 			l.putOff(reason, "SIGKILL is pending, another would not help")
 			limit = l.r.timing.dying
 		}
@@ -205,13 +206,13 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 }
 
 // strike sends a signal that is meant to end the parent. The first of a ladder
-// needs leave to kill.
+// needs leave to kill, and each one that no other of its workload is being killed.
 func (l *ladder) strike(ctx context.Context, sig unix.Signal, message string) *Outcome {
 	for {
 		if out := l.verify(ctx); out != nil {
 			return out
 		}
-		if l.ticket != nil {
+		if l.ticket != nil && l.ticket.held() {
 			return l.send(ctx, sig, message)
 		}
 		if out := l.takeTicket(ctx); out != nil {
@@ -244,7 +245,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.doomed).Round(time.Second), unix.SignalName(l.lethal)))
 		default:
 			waited = true
-			l.returnTicket()
+			l.letGo(reason)
 			l.putOff(reason, "its turn is put off")
 			out = l.wait(ctx, l.r.timing.look)
 		}
@@ -407,7 +408,11 @@ func (l *ladder) forget() {
 
 // takeTicket gets leave to kill, and waits if it must.
 func (l *ladder) takeTicket(ctx context.Context) *Outcome {
-	l.ticket = l.r.limits.take(l.workload)
+	if l.ticket == nil {
+		l.ticket = l.r.limits.take(l.workload)
+	} else {
+		l.ticket.resume()
+	}
 	if l.seen.Pressed {
 		l.ticket.hurry()
 	}
@@ -439,10 +444,15 @@ func (l *ladder) queued(t *ticket) {
 	l.waiting = t
 }
 
-// returnTicket gives leave to kill that was not used to whoever is next.
-func (l *ladder) returnTicket() {
-	if l.ticket != nil && !l.ticket.spent {
-		l.ticket.leave()
+// letGo lets the next one have leave to kill while this ladder is put off: what
+// holds its parent up may do so for ever. But one that was sent a signal and is
+// dying may well take others along, so that is waited for as long as it is likely.
+func (l *ladder) letGo(reason policy.Reason) {
+	if l.ticket == nil || reason == policy.Dying && !l.doomed.IsZero() && time.Since(l.doomed) < l.r.timing.kill {
+		return
+	}
+	l.ticket.leave()
+	if !l.ticket.spent {
 		l.ticket = nil
 	}
 }

@@ -17,7 +17,9 @@ import (
 // those in a hurry, who come first. A granted ticket holds its place in both
 // windows from the grant on, so ladders that run side by side cannot overshoot,
 // and it holds its workload, so a second victim there waits until the first is
-// gone: killing a container's init takes everything else in it along.
+// gone: killing a container's init takes everything else in it along. A ladder
+// that is put off leaves its ticket, so that the workload is the next one's, and
+// has to take it up again before it goes on. A kill counts once, however often.
 //
 // What it remembers is bounded by the kills of the longest window, plus one
 // entry per ticket.
@@ -45,7 +47,7 @@ type kill struct {
 type ticket struct {
 	limits   *limits
 	workload string
-	answer   chan struct{} // closed at the answer
+	answer   chan struct{} // closed at the answer; another one once it is taken up again
 	refused  time.Time     // if not zero: the workload has no kill left before this
 	spent    bool
 	urgent   bool
@@ -106,6 +108,26 @@ func (l *limits) take(name string) *ticket {
 	return t
 }
 
+// resume asks for the workload of a spent ticket that was left. Its victim has
+// had its signal, so it comes before those who wait for room.
+func (t *ticket) resume() {
+	l := t.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.answer = make(chan struct{})
+	l.queue = slices.Insert(l.queue, 0, t)
+	l.admit()
+}
+
+// held says whether the workload is the ticket's.
+func (t *ticket) held() bool {
+	l := t.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.workloads[t.workload]
+	return w != nil && w.holder == t
+}
+
 // hurry puts the ticket before those that can wait.
 func (t *ticket) hurry() {
 	l := t.limits
@@ -143,8 +165,8 @@ func (t *ticket) spend(rehearsed bool) {
 	l.admit() // no room was made, but the moment at which there will be is now known
 }
 
-// leave gives everything but a spent kill back: the victim is gone, or is not
-// to be killed after all.
+// leave gives everything but a spent kill back: the victim is gone, is put off,
+// or is not to be killed after all.
 func (t *ticket) leave() {
 	l := t.limits
 	l.mu.Lock()
@@ -168,15 +190,23 @@ func (l *limits) admit() {
 	l.prune(now)
 	l.queue = slices.DeleteFunc(l.queue, func(t *ticket) bool {
 		w := l.workloads[t.workload]
-		if t.refused = l.exhaustedLocked(w); t.refused.IsZero() {
-			if w != nil && w.holder != nil || len(l.kills)+l.reserved >= l.set.KillsPerMinute {
-				return false
+		busy := w != nil && w.holder != nil
+		if !t.spent {
+			if t.refused = l.exhaustedLocked(w); !t.refused.IsZero() {
+				close(t.answer)
+				return true
 			}
-			if w == nil {
-				w = &workload{}
-				l.workloads[t.workload] = w
-			}
-			w.holder = t
+			busy = busy || len(l.kills)+l.reserved >= l.set.KillsPerMinute
+		}
+		if busy {
+			return false
+		}
+		if w == nil {
+			w = &workload{}
+			l.workloads[t.workload] = w
+		}
+		w.holder = t
+		if !t.spent {
 			l.reserved++
 		}
 		close(t.answer)

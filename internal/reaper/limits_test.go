@@ -182,6 +182,52 @@ func TestOneAtATimePerWorkload(t *testing.T) {
 	})
 }
 
+// Who was put off after its signal comes back when no other is being killed in its
+// workload, however little room is left for new kills, and counts once.
+func TestResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(set(2, 2, time.Hour))
+		first, second, third := l.take("pod"), l.take("pod"), l.take("pod")
+		first.spend(false)
+		first.leave()
+		if first.held() || !granted(second) || !second.held() {
+			t.Fatal("want leave for the second when the first is put off")
+		}
+		first.resume()
+		if granted(first) || first.held() {
+			t.Fatal("the first goes on while the second is not gone")
+		}
+		second.spend(false)
+		if !refused(third) || granted(first) {
+			t.Fatal("want no third kill, and the first to wait")
+		}
+		second.leave()
+		if !granted(first) || !first.held() {
+			t.Fatal("the first may not go on, with the limits used up by it and the second")
+		}
+		first.spend(false)
+		if w := l.workloads["pod"]; len(w.kills) != 2 || len(l.kills) != 2 || l.reserved != 0 {
+			t.Fatalf("%d kills in the workload, %d on the node, %d reserved, want 2, 2, 0", len(w.kills), len(l.kills), l.reserved)
+		}
+		first.leave()
+		third.leave()
+
+		// The same when its kill has left the window.
+		first.resume()
+		first.leave()
+		time.Sleep(2 * time.Hour)
+		first.resume()
+		if !granted(first) || !l.exhausted("pod").IsZero() {
+			t.Fatal("want leave, and a kill left")
+		}
+		first.leave()
+		l.exhausted("any")
+		if len(l.workloads) != 0 || len(l.queue) != 0 {
+			t.Errorf("%d workloads, %d waiting", len(l.workloads), len(l.queue))
+		}
+	})
+}
+
 // Who is in a hurry comes next, however many wait, and takes no kill that is not
 // there.
 func TestHurry(t *testing.T) {

@@ -854,6 +854,44 @@ func TestPerWorkloadOneByOne(t *testing.T) {
 	}
 }
 
+// One that stops when it is asked to end holds up no other of its workload, and
+// is ended all the same when it goes on. Its kill counts, and counts once.
+func TestPutOffHoldsUpNobody(t *testing.T) {
+	set := plenty
+	set.Limits.PerWorkload.Kills = 2
+	r := newRig(t, newJudge(t), set)
+	first := zoo.Start(t, "leak=5 term=count serve")
+	second := zoo.Start(t, "leak=5 term=ignore serve")
+	stop := sync.OnceFunc(func() {
+		zoo.Within(t, soon, "it sees SIGTERM", func() bool { return first.Count().TERM == 1 })
+		first.Signal(unix.SIGSTOP)
+		zoo.Within(t, soon, "it is stopped", func() bool { return first.State() == 'T' })
+	})
+	r.at = map[string]func(){"signal SIGTERM": stop}
+	id, other := idOf(t, first.Proc), idOf(t, second.Proc)
+	r.Act(id, "pod")
+	r.event(first.PID, "spared stopped")
+	r.Act(other, "pod")
+	second.WaitDead(soon)
+	if out := r.outcome(other); out.Result != Terminated {
+		t.Errorf("the second: %+v", out)
+	}
+	if !first.Alive() {
+		t.Error("it died while it was stopped")
+	}
+	first.Signal(unix.SIGCONT)
+	if out := r.outcome(id); out.Result != Terminated {
+		t.Errorf("the first: %+v", out)
+	}
+	r.wantStory(first.PID, "signal SIGCHLD", "signal SIGTERM", "spared stopped", "signal SIGKILL", "terminated")
+	third := zoo.Start(t, "leak=5 serve")
+	id = idOf(t, third.Proc)
+	r.Act(id, "pod")
+	if out := r.outcome(id); out.Reason != policy.Backoff {
+		t.Errorf("a third kill, of two: %+v", out)
+	}
+}
+
 // Where nothing can be seen, nothing is sent.
 func TestBlind(t *testing.T) {
 	z := zoo.Start(t, "leak=5 chld=count term=count serve")
