@@ -516,6 +516,9 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 		}
 		if !d.opts.Observe {
 			d.reaper.Act(id, f.proc.Workload)
+			if f.pressed {
+				d.reaper.Hurry(id)
+			}
 		}
 	default:
 		if f.reason != w.said || f.rule.Unsure != w.unsure {

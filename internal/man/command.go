@@ -111,9 +111,10 @@ func (p *page) flag(f *pflag.Flag) {
 const description = `A parent is a target when it holds at least ` + "`threshold`" + ` zombies, each of which
 has been waiting to be reaped for at least ` + "`grace`" + `. It gets SIGCHLD; if that does
 not help, SIGTERM; if it does not end, SIGKILL. Before each signal it is looked
-at again through the same pidfd, and any doubt means that none is sent. Process 1,
-kernel threads, kzr with its ancestors and the infrastructure of the host (systemd,
-container runtimes and their shims, kubelet, sshd, dbus) are never a target.`
+at again through the pidfd that the signal is sent on, and any doubt means that
+none is sent. Process 1, kernel threads, kzr with its ancestors and the infrastructure
+of the host (systemd, container runtimes and their shims, kubelet, sshd, dbus) are
+never a target.`
 
 var sections = []struct{ title, text string }{
 	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` read its configuration again; ` + "`event=reloaded`" + ` says how that

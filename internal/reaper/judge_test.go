@@ -146,6 +146,34 @@ func (willingJudge) Holders(context.Context, []task.Zombie) (map[task.ID]int, er
 	return nil, nil
 }
 
+// eagerJudge says of everybody that it is to be asked to end at once.
+type eagerJudge struct{ willingJudge }
+
+func (j eagerJudge) Look(ctx context.Context, id task.ID) (Look, error) {
+	look, err := j.willingJudge.Look(ctx, id)
+	look.Nudge, look.TermTimeout = 0, time.Hour
+	return look, err
+}
+
+// slowJudge says of everybody that it has reaped one of very many zombies since
+// the last look.
+type slowJudge struct {
+	willingJudge
+	mu    sync.Mutex
+	looks map[task.ID]int
+}
+
+func (j *slowJudge) Look(ctx context.Context, id task.ID) (Look, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.looks[id]++
+	look, err := j.willingJudge.Look(ctx, id)
+	look.Nudge = 50 * time.Millisecond
+	look.Reapable = 10_000 - j.looks[id]
+	look.Zombies = make([]task.Zombie, look.Reapable)
+	return look, err
+}
+
 // blindJudge cannot look.
 type blindJudge struct{ willingJudge }
 

@@ -1,6 +1,7 @@
 package reaper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,12 @@ const (
 	sampleSize  = 64 // zombies followed after their parent's death
 )
 
-// ladder is what is done to one parent, from the pidfd on. Only its goroutine
-// touches it, except for status and waiting.
+// ladder is what is done to one parent. Only its goroutine touches it, except for
+// what r.mu guards.
+//
+// It sends, looks, and waits for the effect of a signal, on a seat, with a pidfd.
+// What can take any time, until the limits leave room or the parent may be
+// signalled again, it waits for without either.
 //
 // Why no signal can reach anybody but the parent that met the rule: call the
 // process that the pidfd was opened for P; the pidfd means P for good, and
@@ -45,15 +50,20 @@ const (
 // it was opened, and the number was P's all that time: every read by that number
 // saw P. Among these reads was the start time, which is that of the parent that
 // was meant, and the rule, which P thus meets. If P dies after the poll, the
-// signal goes to a dead process or to nobody.
+// signal goes to a dead process or to nobody. With another pidfd all of this
+// begins anew.
 type ladder struct {
 	r        *Reaper
 	id       task.ID
 	workload string
-	status   Status  // guarded by r.mu
-	waiting  *ticket // for an answer, nil if none is; guarded by r.mu
+	// Guarded by r.mu:
+	status  Status
+	seat    *seat   // nil if it has none and waits for none
+	waiting *ticket // for an answer, nil if none is
+	hurry   bool    // its parent's zombies have become why pids run out
 
-	proc   *pidfd
+	proc   *pidfd  // nil without a seat
+	stood  bool    // it had another pidfd before
 	ticket *ticket // leave to kill, nil if there is none
 	dryRun bool
 
@@ -69,20 +79,39 @@ type ladder struct {
 }
 
 func (l *ladder) run(ctx context.Context) Outcome {
-	if out := l.begin(ctx); out != nil {
-		return *out
-	}
-	defer l.proc.close()
 	defer func() {
+		l.stand()
 		if l.ticket != nil {
 			l.ticket.leave()
 		}
 	}()
+	if out := l.sit(ctx); out != nil {
+		return *out
+	}
 	return *l.climb(ctx)
 }
 
-// begin opens the pidfd, again and again if no descriptor is free for it.
-func (l *ladder) begin(ctx context.Context) *Outcome {
+// sit waits for a seat, and opens the pidfd, again and again if no descriptor is
+// free for it.
+func (l *ladder) sit(ctx context.Context) *Outcome {
+	r := anyone
+	if l.ticket != nil {
+		r = mayKill
+	}
+	seat := l.r.seats.take(r)
+	if l.note(func() { l.seat = seat }) {
+		l.r.seats.hurry(seat)
+	}
+	select {
+	case <-seat.ready:
+	default:
+		l.note(func() { l.status.Reason = cmp.Or(l.status.Reason, policy.RateLimited) })
+		select {
+		case <-seat.ready:
+		case <-ctx.Done():
+			return l.cancelled()
+		}
+	}
 	for failures := 1; ; failures++ {
 		var err error
 		switch l.proc, err = openPidfd(l.id.PID); {
@@ -101,6 +130,21 @@ func (l *ladder) begin(ctx context.Context) *Outcome {
 	}
 }
 
+// stand leaves the seat, taken or not. What was seen from it is worth nothing
+// after.
+func (l *ladder) stand() {
+	l.forget()
+	if l.proc != nil {
+		l.proc.close()
+		l.proc, l.stood = nil, true
+	}
+	var seat *seat
+	l.note(func() { seat, l.seat = l.seat, nil })
+	if seat != nil {
+		l.r.seats.leave(seat)
+	}
+}
+
 func (l *ladder) climb(ctx context.Context) *Outcome {
 	if out := l.verify(ctx); out != nil {
 		return out
@@ -110,7 +154,7 @@ func (l *ladder) climb(ctx context.Context) *Outcome {
 		return l.exhausted(until)
 	}
 	for _, s := range steps {
-		l.setStatus(func(st *Status) { *st = Status{Step: s.name} })
+		l.note(func() { l.status = Status{Step: s.name} })
 		if out := s.run(l, ctx); out != nil {
 			return out
 		}
@@ -149,6 +193,12 @@ func (l *ladder) nudge(ctx context.Context) *Outcome {
 		if waitingSince(l.seen.Zombies, youngest) >= old {
 			return nil
 		}
+		// It may have thousands, and reap one each time.
+		if l.r.seats.wanted() {
+			if out := l.rest(ctx, 0); out != nil {
+				return out
+			}
+		}
 	}
 }
 
@@ -186,8 +236,9 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 		return l.rehearsed()
 	}
 	sent := time.Now()
+	wait := l.wait
 	for pause := l.r.timing.look; ; pause = min(2*pause, l.r.timing.kill) {
-		if out := l.wait(ctx, pause); out != nil {
+		if out := wait(ctx, pause); out != nil {
 			return out
 		}
 		if _, out := l.look(ctx); out != nil {
@@ -195,7 +246,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 		}
 		limit := l.r.timing.kill
 		if reason := policy.Deferred(&l.seen.Process); reason != "" {
-			l.letGo(policy.Dying) // with SIGKILL pending, it is
+			wait = l.whilePutOff(policy.Dying) // with SIGKILL pending, it is
 			l.putOff(reason, "SIGKILL is pending, another would not help")
 			limit = l.r.timing.dying
 		}
@@ -232,7 +283,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 		case out != nil:
 			return out
 		case reason == "":
-			l.setStatus(func(st *Status) { st.Reason = "" })
+			l.note(func() { l.status.Reason = "" })
 			if !waited || l.pause == 0 {
 				l.sure = true
 				return nil
@@ -245,9 +296,9 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.doomed).Round(time.Second), unix.SignalName(l.lethal)))
 		default:
 			waited = true
-			l.letGo(reason)
+			wait := l.whilePutOff(reason)
 			l.putOff(reason, "its turn is put off")
-			out = l.wait(ctx, l.r.timing.look)
+			out = wait(ctx, l.r.timing.look)
 		}
 		if out != nil {
 			return out
@@ -270,11 +321,16 @@ func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 			return "", l.failed(perr)
 		case dead:
 			return "", l.ended(ctx)
+		case err == nil && seen.Process.ID != l.id && l.stood && l.seen.Process.ID == l.id:
+			return "", l.ended(ctx) // while nobody watched
 		case err == nil && seen.Process.ID != l.id:
 			// The number's owner lives and is another one, or was not found at all.
 			return policy.IdentityChanged, nil
 		case err == nil:
 			l.seen = seen
+			if seen.Pressed {
+				l.note(func() { l.hurry = true })
+			}
 			return doubt(&seen), nil
 		case failures == lookTries:
 			return "", l.failed(fmt.Errorf("looking at it: %w", err))
@@ -384,8 +440,8 @@ func sample(zombies []task.Zombie) []task.Zombie {
 	return few
 }
 
-// wait waits for the parent's death, but no longer than d. What was seen before
-// is worth nothing after.
+// wait waits for the parent's death on the seat, but no longer than d. What was
+// seen before is worth nothing after.
 func (l *ladder) wait(ctx context.Context, d time.Duration) *Outcome {
 	l.forget()
 	timer := time.NewTimer(d)
@@ -395,6 +451,17 @@ func (l *ladder) wait(ctx context.Context, d time.Duration) *Outcome {
 		return nil
 	case <-l.proc.dead:
 		return l.ended(ctx)
+	case <-ctx.Done():
+		return l.cancelled()
+	}
+}
+
+// rest is wait for one whose turn may not come for long. It has no seat meanwhile.
+func (l *ladder) rest(ctx context.Context, d time.Duration) *Outcome {
+	l.stand()
+	select {
+	case <-time.After(d):
+		return l.sit(ctx)
 	case <-ctx.Done():
 		return l.cancelled()
 	}
@@ -413,56 +480,78 @@ func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 	} else {
 		l.ticket.resume()
 	}
-	if l.seen.Pressed {
+	if l.note(func() { l.waiting = l.ticket }) {
 		l.ticket.hurry()
 	}
+	defer l.note(func() { l.waiting = nil })
 	select {
 	case <-l.ticket.answer:
 	default:
 		l.putOff(policy.RateLimited, "its turn comes when the limits leave room")
-		l.forget()
-		l.queued(l.ticket)
-		defer l.queued(nil)
-		select {
-		case <-l.ticket.answer:
-		case <-l.proc.dead:
-			return l.ended(ctx)
-		case <-ctx.Done():
-			return l.cancelled()
+		if out := l.queue(ctx); out != nil {
+			return out
 		}
 	}
-	if until := l.ticket.refused; !until.IsZero() {
+	switch until := l.ticket.refused; {
+	case !until.IsZero():
 		return l.exhausted(until)
+	case l.proc == nil:
+		return l.sit(ctx)
 	}
 	return nil
 }
 
-// queued notes for [Reaper.Hurry] what ticket the ladder waits for, nil for none.
-func (l *ladder) queued(t *ticket) {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	l.waiting = t
+// queue waits for the answer to the ticket without a seat. That the parent has
+// died is worth a look in between: others wait for what its ladder waits for.
+func (l *ladder) queue(ctx context.Context) *Outcome {
+	l.stand()
+	check := time.NewTicker(l.r.timing.check)
+	defer check.Stop()
+	for {
+		select {
+		case <-l.ticket.answer:
+			return nil
+		case <-check.C:
+			if gone(l.id.PID) {
+				return l.ended(ctx)
+			}
+		case <-ctx.Done():
+			return l.cancelled()
+		}
+	}
 }
 
-// letGo lets the next one have leave to kill while this ladder is put off: what
-// holds its parent up may do so for ever. But one that was sent a signal and is
-// dying may well take others along, so that is waited for as long as it is likely.
-func (l *ladder) letGo(reason policy.Reason) {
-	if l.ticket == nil || reason == policy.Dying && !l.doomed.IsZero() && time.Since(l.doomed) < l.r.timing.kill {
-		return
+// note changes what r.mu guards, and says whether the ladder is in a hurry.
+func (l *ladder) note(change func()) (hurry bool) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	change()
+	return l.hurry
+}
+
+// whilePutOff lets go of what others wait for, as what holds the parent up may
+// do so for ever, and returns how to wait for the end of that. But one that was
+// sent a signal and is dying may well take others along, so that is waited for
+// like any death, for as long as it is likely.
+func (l *ladder) whilePutOff(reason policy.Reason) (wait func(context.Context, time.Duration) *Outcome) {
+	if reason == policy.Dying && !l.doomed.IsZero() && time.Since(l.doomed) < l.r.timing.kill {
+		return l.wait
 	}
-	l.ticket.leave()
-	if !l.ticket.spent {
-		l.ticket = nil
+	if l.ticket != nil {
+		l.ticket.leave()
+		if !l.ticket.spent {
+			l.ticket = nil
+		}
 	}
+	return l.rest
 }
 
 // putOff says, once, why no signal is sent for now.
 func (l *ladder) putOff(reason policy.Reason, message string) {
 	changed := false
-	l.setStatus(func(st *Status) {
-		changed = st.Reason != reason
-		st.Reason = reason
+	l.note(func() {
+		changed = l.status.Reason != reason
+		l.status.Reason = reason
 	})
 	if changed {
 		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: message})
@@ -572,10 +661,4 @@ func (l *ladder) emit(e report.Event) {
 	e.Process, e.Zombies, e.Oldest, e.Rule = &p, l.seen.Reapable, l.seen.Oldest, l.seen.Rule
 	e.DryRun = l.dryRun
 	l.r.report(e)
-}
-
-func (l *ladder) setStatus(change func(*Status)) {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	change(&l.status)
 }

@@ -34,9 +34,7 @@ func openPidfd(pid int) (*pidfd, error) {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-		// The last two say that the number now belongs to a thread that leads no
-		// group (EINVAL, since 6.16 ENOENT), so the group that had it is gone.
+	case nobody(err):
 		return nil, errGone
 	default:
 		return nil, fmt.Errorf("opening pidfd: %w", err)
@@ -61,6 +59,24 @@ func openPidfd(pid int) (*pidfd, error) {
 	}
 	go p.watch()
 	return p, nil
+}
+
+// nobody says whether pidfd_open failed because no thread group has the number.
+func nobody(err error) bool {
+	// The last two say that it now belongs to a thread that leads no group (EINVAL,
+	// since 6.16 ENOENT), so the group that had it is gone.
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT)
+}
+
+// gone says whether it is certain that no live thread group has the number pid.
+func gone(pid int) bool {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nobody(err)
+	}
+	defer unix.Close(fd)
+	dead, err := readable(fd)
+	return dead && err == nil
 }
 
 // watch closes p.dead at the death, or returns when the pidfd is closed.

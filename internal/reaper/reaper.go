@@ -6,7 +6,8 @@
 // What it does to one parent is a ladder: a list of steps, each of which sends a
 // signal, waits, and checks by itself whether that was enough. The parent is
 // verified before every signal, and a doubt means that none is sent. Ladders run
-// side by side, each in goroutines that never hold a thread while they wait.
+// side by side, each in goroutines that never hold a thread while they wait, and
+// only so many at a time hold a descriptor.
 package reaper
 
 import (
@@ -109,6 +110,7 @@ type Reaper struct {
 	report   func(report.Event)
 	outcomes chan Outcome
 	limits   *limits
+	seats    seats
 	timing   timing
 	running  sync.WaitGroup
 
@@ -120,12 +122,13 @@ type Reaper struct {
 // timing holds the waits that are nobody's setting.
 type timing struct {
 	look  time.Duration // between looks at a parent whose turn is put off
+	check time.Duration // between checks whether one that waits for the limits lives
 	kill  time.Duration // what a killed process has to be gone in, if nothing is seen to hold it up
 	dying time.Duration // the same if something is: it is exiting and blocked, or asleep in the kernel
 	reap  time.Duration // what the zombies of a dead parent have to be reaped in before they count as moved
 }
 
-var defaultTiming = timing{look: time.Second, kill: 30 * time.Second, dying: 10 * time.Minute, reap: time.Second}
+var defaultTiming = timing{look: time.Second, check: 10 * time.Second, kill: 30 * time.Second, dying: 10 * time.Minute, reap: time.Second}
 
 // New returns a reaper without ladders. When ctx ends, every ladder stops where
 // it is and sends nothing more. Decisions go to report, which several goroutines
@@ -177,15 +180,21 @@ func (r *Reaper) Act(id task.ID, workload string) bool {
 	return true
 }
 
-// Hurry lets a ladder that waits for the limits go before the others: its
-// parent's zombies have become the reason why pids run out.
+// Hurry lets a ladder that waits for its turn go before the others: its parent's
+// zombies have become the reason why pids run out.
 func (r *Reaper) Hurry(id task.ID) {
 	r.mu.Lock()
-	var waiting *ticket
-	if l := r.ladders[id]; l != nil {
-		waiting = l.waiting
+	l := r.ladders[id]
+	if l == nil {
+		r.mu.Unlock()
+		return
 	}
+	l.hurry = true
+	seat, waiting := l.seat, l.waiting
 	r.mu.Unlock()
+	if seat != nil {
+		r.seats.hurry(seat)
+	}
 	if waiting != nil {
 		waiting.hurry()
 	}

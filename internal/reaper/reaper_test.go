@@ -63,7 +63,7 @@ func newRig(t *testing.T, judge Judge, set Settings) *rig {
 		defer r.mu.Unlock()
 		r.events = append(r.events, e)
 	})
-	r.timing = timing{look: 20 * time.Millisecond, kill: soon, dying: soon, reap: time.Second}
+	r.timing = timing{look: 20 * time.Millisecond, check: 20 * time.Millisecond, kill: soon, dying: soon, reap: time.Second}
 	var receiver sync.WaitGroup
 	receiver.Go(func() {
 		for {
@@ -421,6 +421,51 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+// A ladder that waits does not hold the pid: the next owner of it, who meets the
+// rule as well, gets no signal.
+func TestReusedWhileItWaits(t *testing.T) {
+	for _, tc := range []struct {
+		name, put string // off, with this
+		stop      bool
+		want      []string
+	}{
+		{"for the limits", "spared rate_limited", false, []string{"signal SIGCHLD", "spared rate_limited", "spared recovered"}},
+		{"because it is stopped", "spared stopped", true, []string{"signal SIGCHLD", "signal SIGTERM", "spared stopped", "terminated"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			z := zoo.Start(t, "fork { name=kid leak=5 term=count serve } serve")
+			kid := z.Named("kid")
+			set := plenty
+			set.Limits.KillsPerMinute = 0
+			if tc.stop {
+				set = plenty
+			}
+			r := newRig(t, newJudge(t), set)
+			r.timing.look, r.timing.check = 2*time.Second, time.Hour
+			r.at = map[string]func(){"signal SIGTERM": func() { kid.Signal(unix.SIGSTOP) }}
+			id := r.act(kid)
+			r.event(kid.PID, tc.put)
+			kid.Signal(unix.SIGKILL)
+			kid.WaitDead(soon)
+			z.Do("reap=pid=%d", kid.PID)
+			z.Do("fork=tid=%d { name=heir leak=5 chld=count term=count serve }", kid.PID)
+			heir := z.Named("heir")
+			if heir.PID != kid.PID || idOf(t, heir) == id {
+				t.Fatalf("the heir is %d, not %d", heir.PID, kid.PID)
+			}
+			r.Set(plenty)
+			if out := r.outcome(id); out.Result == GaveUp {
+				t.Errorf("%+v", out)
+			}
+			r.wantStory(kid.PID, tc.want...)
+			if c := heir.Count(); c.CHLD+c.TERM != 0 || !heir.Alive() {
+				t.Errorf("the heir got signals: %+v", c)
+			}
+		})
+	}
+}
+
 // A look at another process counts for nothing, whatever it says.
 func TestLookAtAnother(t *testing.T) {
 	z := zoo.Start(t, "leak=5 chld=count term=count serve")
@@ -514,7 +559,7 @@ func TestDyingButBlocked(t *testing.T) {
 	}
 	t.Run("and ends", func(t *testing.T) {
 		judge := newJudge(t)
-		z, r, id := start(t, judge, timing{look: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: soon, reap: time.Second})
+		z, r, id := start(t, judge, timing{look: 10 * time.Millisecond, check: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: soon, reap: time.Second})
 		looks := judge.lookedAt(id)
 		zoo.Within(t, soon, "looked at again", func() bool { return judge.lookedAt(id) > looks+3 })
 		z.Named("tracer").Do("untrace=%d", z.Named("kid").PID)
@@ -525,7 +570,7 @@ func TestDyingButBlocked(t *testing.T) {
 	})
 	t.Run("and does not end", func(t *testing.T) {
 		judge := newJudge(t)
-		z, r, id := start(t, judge, timing{look: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: 200 * time.Millisecond, reap: time.Second})
+		z, r, id := start(t, judge, timing{look: 10 * time.Millisecond, check: 10 * time.Millisecond, kill: 50 * time.Millisecond, dying: 200 * time.Millisecond, reap: time.Second})
 		if out := r.outcome(id); out.Result != GaveUp || out.Err == nil {
 			t.Errorf("outcome %+v", out)
 		}
@@ -539,7 +584,7 @@ func TestDyingButBlocked(t *testing.T) {
 		r.wantStory(id.PID, "signal SIGCHLD", "signal SIGKILL", "spared dying", "gave_up", "spared dying", "spared recovered")
 	})
 	t.Run("and holds up nobody", func(t *testing.T) {
-		_, r, _ := start(t, newJudge(t), timing{look: 10 * time.Millisecond, kill: soon, dying: soon, reap: time.Second})
+		_, r, _ := start(t, newJudge(t), timing{look: 10 * time.Millisecond, check: 10 * time.Millisecond, kill: soon, dying: soon, reap: time.Second})
 		other := zoo.Start(t, "leak=5 serve")
 		if out := r.outcome(r.act(other.Proc)); out.Result != Terminated {
 			t.Errorf("outcome %+v", out)
@@ -937,47 +982,156 @@ func actUnprivileged(target string) {
 	fmt.Printf("%s: %v\n", out.Result, out.Err)
 }
 
-// A hundred ladders that wait need no thread: with a full process table there
-// is none to be had. Nor do they leave descriptors behind.
-func TestWaitingNeedsNoThread(t *testing.T) {
-	const n = 100
+// entries is how many there are in a directory.
+func entries(t *testing.T, dir string) int {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// crowd is many processes whose parent does not reap, so that their numbers are
+// theirs for as long as it lives.
+func crowd(t *testing.T, n int) []int {
+	t.Helper()
 	z := zoo.Start(t, "%s serve", strings.Repeat("fork { serve } ", n))
 	kids := zoo.Children(z.PID)
 	if len(kids) != n {
 		t.Fatalf("%d children", len(kids))
 	}
-	r := newRig(t, willingJudge{}, plenty)
-	entries := func(dir string) int {
-		all, err := os.ReadDir(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(all)
-	}
-	threads := func() int { return entries("/proc/self/task") }
-	before, files := threads(), entries("/proc/self/fd")
-	for _, pid := range kids {
-		r.Act(task.ID{PID: pid}, "")
-	}
-	zoo.Within(t, soon, "all wait", func() bool { return len(r.said(0)) == n })
-	// The runtime may add one for reasons of its own.
-	if during := threads(); during > before+3 {
-		t.Errorf("%d threads with %d ladders waiting, %d before", during, n, before)
-	}
-	for _, pid := range kids { // their parent does not reap, so the numbers are still theirs
+	return kids
+}
+
+func killAll(t *testing.T, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Error(err)
 		}
 	}
-	zoo.Within(t, soon, "every ladder hears of the end", func() bool {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return len(r.outcomes) == n
-	})
-	if during := threads(); during > before+3 {
+}
+
+func (r *rig) ends() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.outcomes)
+}
+
+// Hundreds of ladders that wait need no thread: with a full process table there
+// is none to be had. Nor do they take all descriptors, or leave any behind: those
+// that have none wait for their turn.
+func TestWaitingNeedsNoThread(t *testing.T) {
+	const n = 300
+	kids := crowd(t, n+1)
+	kids, late := kids[:n], kids[n]
+	r := newRig(t, willingJudge{}, plenty)
+	before, files := entries(t, "/proc/self/task"), entries(t, "/proc/self/fd")
+	for _, pid := range kids {
+		r.Act(task.ID{PID: pid}, "")
+	}
+	asked := func() int { return len(r.said(0)) }
+	zoo.Within(t, soon, "as many as may are asked to reap", func() bool { return asked() == maxSeats })
+	time.Sleep(3 * r.timing.look)
+	waiting := 0
+	for _, pid := range kids {
+		st, ok := r.Status(task.ID{PID: pid})
+		if !ok {
+			t.Errorf("there is no ladder for %d", pid)
+		}
+		if st.Reason == policy.RateLimited {
+			waiting++
+		}
+	}
+	if got := asked(); got+waiting != n || got != maxSeats {
+		t.Errorf("%d are asked to reap, and %d wait for their turn", got, waiting)
+	}
+	// The runtime may add one for reasons of its own.
+	if during := entries(t, "/proc/self/task"); during > before+3 {
+		t.Errorf("%d threads with %d ladders, %d before", during, n, before)
+	}
+	if during := entries(t, "/proc/self/fd"); during > files+maxSeats {
+		t.Errorf("%d open files with %d ladders, %d before", during, n, files)
+	}
+	// There is a seat for one that is in a hurry.
+	r.Act(task.ID{PID: late}, "")
+	r.Hurry(task.ID{PID: late})
+	r.event(late, "signal SIGCHLD")
+
+	killAll(t, append(kids, late))
+	zoo.Within(t, soon, "every ladder hears of the end", func() bool { return r.ends() == n+1 })
+	if during := entries(t, "/proc/self/task"); during > before+3 {
 		t.Errorf("%d threads after the ladders, %d before", during, before)
 	}
-	if left := entries("/proc/self/fd"); left != files {
-		t.Errorf("%d open files after the ladders, %d before", left, files)
+	zoo.Within(t, soon, "no file is left open", func() bool { return entries(t, "/proc/self/fd") == files })
+}
+
+// Those that wait for the limits, or for a parent that is stopped, hold nothing
+// that others need, and hear of the end of theirs.
+func TestWaitingNeedsNoDescriptor(t *testing.T) {
+	const n = 200
+	kids := crowd(t, n)
+	files := entries(t, "/proc/self/fd")
+	none := plenty
+	none.Limits.KillsPerMinute = 0
+	r := newRig(t, eagerJudge{}, none)
+	for _, pid := range kids {
+		r.Act(task.ID{PID: pid}, "")
 	}
+	zoo.Within(t, soon, "all wait for the limits", func() bool { return len(r.said(0)) == n })
+	zoo.Within(t, soon, "no file is open", func() bool { return entries(t, "/proc/self/fd") == files })
+	killAll(t, kids[:n/2])
+	zoo.Within(t, soon, "the ladders of the dead end", func() bool { return r.ends() == n/2 })
+	// The others have their turn, each with a seat for the time after SIGTERM.
+	r.Set(plenty)
+	zoo.Within(t, soon, "all die", func() bool { return r.ends() == n })
+	for _, pid := range kids[n/2:] {
+		r.wantStory(pid, "spared rate_limited", "signal SIGTERM", "terminated")
+	}
+	zoo.Within(t, soon, "no file is left open", func() bool { return entries(t, "/proc/self/fd") == files })
+}
+
+// A parent that reaps one zombie each time that it is asked to is asked for as
+// long as it takes, but not before everybody else.
+func TestSlowOnesTakeTurns(t *testing.T) {
+	const n = maxSeats
+	kids := crowd(t, n)
+	r := newRig(t, &slowJudge{looks: map[task.ID]int{}}, plenty)
+	for _, pid := range kids {
+		r.Act(inspect(t, pid).ID, "")
+	}
+	zoo.Within(t, soon, "all are asked to reap", func() bool { return len(r.said(0)) >= n })
+	z := zoo.Start(t, "serve")
+	r.act(z.Proc)
+	r.event(z.PID, "signal SIGCHLD")
+	if ends := r.ends(); ends != 0 {
+		t.Errorf("%d of those that reap slowly have ended", ends)
+	}
+	killAll(t, kids)
+}
+
+// As many as there are seats have stopped for good. They keep nobody from his turn.
+func TestStoppedOnesKeepNoSeat(t *testing.T) {
+	kids := crowd(t, maxSeats)
+	judge := newJudge(t)
+	judge.threshold = 0
+	r := newRig(t, judge, plenty)
+	for _, pid := range kids {
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Error(err)
+		}
+		zoo.Within(t, soon, "it stops", func() bool { return zoo.State(pid) == 'T' })
+		r.Act(inspect(t, pid).ID, "")
+	}
+	zoo.Within(t, soon, "all are put off", func() bool { return len(r.said(0)) == maxSeats })
+	z := zoo.Start(t, "leak=5 serve")
+	if out := r.outcome(r.act(z.Proc)); out.Result != Terminated {
+		t.Errorf("%+v", out)
+	}
+	if n := r.ends(); n != 1 {
+		t.Errorf("%d ladders have ended, want 1", n)
+	}
+	killAll(t, kids)
+	zoo.Within(t, soon, "every ladder hears of the end", func() bool { return r.ends() == maxSeats+1 })
 }
