@@ -245,6 +245,8 @@ func (e *eye) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 	look := reaper.Look{
 		Process:     f.proc,
 		Met:         f.met,
+		Threshold:   f.rule.Threshold,
+		Grace:       f.rule.Grace,
 		Reapable:    f.reapable,
 		Oldest:      f.oldest,
 		Rule:        f.rule.Name,

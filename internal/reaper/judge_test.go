@@ -70,7 +70,10 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	if err != nil {
 		return Look{}, err
 	}
-	look := Look{Process: process, Rule: "test", Pressed: j.pressed, Nudge: j.nudge, TermTimeout: j.term}
+	look := Look{
+		Process: process, Rule: "test", Threshold: j.threshold, Grace: j.grace,
+		Pressed: j.pressed, Nudge: j.nudge, TermTimeout: j.term,
+	}
 	if children := snap.Parents[id]; children != nil {
 		look.Reapable = len(children.Reapable)
 		for _, z := range children.Reapable {

@@ -72,6 +72,7 @@ type ladder struct {
 	pause   time.Duration // the wait that belongs to the last signal
 	nudges  int
 	signals int           // signals really sent
+	before  Look          // the look before the last one of them
 	lethal  unix.Signal   // the last one of those that is meant to end it
 	doomed  time.Time     // when the first such was sent
 	skipped string        // why there was no SIGTERM
@@ -410,6 +411,8 @@ func (l *ladder) send(ctx context.Context, sig unix.Signal, message string) *Out
 			return l.failed(err)
 		}
 		l.signals++
+		l.before = l.seen
+		l.before.Zombies = nil
 		if lethal {
 			l.lethal = sig
 			l.sample = sample(l.seen.Zombies)
@@ -560,7 +563,7 @@ func (l *ladder) putOff(reason policy.Reason, message string) {
 
 // dropped ends the ladder for a reason that will not pass.
 func (l *ladder) dropped(reason policy.Reason) *Outcome {
-	if reason == policy.Recovered && l.signals > 0 {
+	if reason == policy.Recovered && l.signals > 0 && l.reaped() {
 		l.emit(report.Event{Name: report.EventReaped, Message: "it reaped and lives"})
 		return &Outcome{Result: Reaped}
 	}
@@ -568,7 +571,19 @@ func (l *ladder) dropped(reason policy.Reason) *Outcome {
 	if l.signals > 0 {
 		message = "no further signal is sent"
 	}
+	if reason == policy.Recovered && l.signals > 0 {
+		message += ": it has not reaped, but the rule asks for more now"
+	}
 	return l.spared(reason, message)
+}
+
+// reaped says whether a parent that no longer meets the rule has reaped since the
+// last signal. If it holds no fewer zombies than then, and the rule has become
+// harder to meet (pressure is over, or another configuration in force), it is not
+// known to have.
+func (l *ladder) reaped() bool {
+	now, then := &l.seen, &l.before
+	return now.Reapable < then.Reapable || now.Threshold <= then.Threshold && now.Grace <= then.Grace
 }
 
 // exhausted ends the ladder of a parent whose workload has lost enough.

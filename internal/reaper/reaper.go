@@ -24,8 +24,11 @@ import (
 // Look is one fresh look at a parent.
 type Look struct {
 	Process task.Process
-	// Met says that it meets the rule: enough zombies, each old enough.
-	Met bool
+	// Met says that it meets the rule: at least Threshold zombies, each for at least
+	// Grace.
+	Met       bool
+	Threshold int
+	Grace     time.Duration
 	// Reason, if not empty, is why it is not to be signalled now.
 	Reason policy.Reason
 	// Reapable counts the zombies that it could reap, Oldest is the age of the
@@ -74,7 +77,7 @@ type Result string
 const (
 	Reaped     Result = "reaped"     // it fell under the rule after a signal, and lives
 	Terminated Result = "terminated" // it is dead, after SIGTERM or SIGKILL
-	Spared     Result = "spared"     // for Outcome.Reason; recovered also if it ended by itself
+	Spared     Result = "spared"     // for Outcome.Reason; recovered is also the end by itself, and a rule that asks for more now
 	GaveUp     Result = "gave_up"    // nothing more can be done, see Outcome.Err
 	Rehearsed  Result = "rehearsed"  // a dry run came to its end
 	Cancelled  Result = "cancelled"  // kzr is stopping

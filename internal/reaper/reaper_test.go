@@ -335,6 +335,48 @@ func TestFreshZombiesAreNoProgress(t *testing.T) {
 	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "terminated")
 }
 
+// One that has not reaped is not said to have, only because the rule asks for more
+// now than when it got its signal.
+func TestRuleChanges(t *testing.T) {
+	for _, tc := range []struct {
+		name, script string
+		change       func(*procJudge)
+		want         Result
+		story        []string
+	}{
+		{
+			"another threshold", "leak=5 chld=count serve", func(j *procJudge) { j.threshold = 6 },
+			Spared, []string{"signal SIGCHLD", "spared recovered"},
+		}, {
+			"another grace", "leak=5 chld=count serve", func(j *procJudge) { j.grace = time.Hour },
+			Spared, []string{"signal SIGCHLD", "spared recovered"},
+		}, {
+			"and it reaps", "leak=5 chld=reap,n=1 serve", func(j *procJudge) { j.threshold = 6 },
+			Reaped, []string{"signal SIGCHLD", "reaped"},
+		}, {
+			"to an easier one, and it reaps", "leak=5 chld=reap serve", func(j *procJudge) { j.threshold = 1 },
+			Reaped, []string{"signal SIGCHLD", "reaped"},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			z := zoo.Start(t, "%s", tc.script)
+			judge := newJudge(t)
+			r := newRig(t, judge, plenty)
+			r.at = map[string]func(){"signal SIGCHLD": func() {
+				zoo.Within(t, soon, "it sees SIGCHLD", func() bool { return z.Count().CHLD == 1 })
+				judge.set(func() { tc.change(judge) })
+			}}
+			if out := r.outcome(r.act(z.Proc)); out.Result != tc.want {
+				t.Errorf("outcome %+v, want %s", out, tc.want)
+			}
+			r.wantStory(z.PID, tc.story...)
+			if e := r.said(z.PID)[1]; (tc.want == Spared) != strings.Contains(e.Message, "the rule asks for more now") {
+				t.Errorf("message %q", e.Message)
+			}
+		})
+	}
+}
+
 // Scenario 12.
 func TestVanishes(t *testing.T) {
 	t.Run("before", func(t *testing.T) {
