@@ -39,7 +39,7 @@ const (
 	settled     = 100 * time.Millisecond
 	settledLate = 900 * time.Millisecond
 	// gaveUpPause, doubled each time up to maxPause, is how long a parent is
-	// left alone that could not be removed.
+	// left alone that could not be removed, or not be signalled.
 	gaveUpPause = time.Minute
 	maxPause    = time.Hour
 	// blindPause is how long one is left alone that kzr could not look at.
@@ -549,7 +549,7 @@ func (d *Daemon) settle(out reaper.Outcome) {
 	}
 	w.suspected, w.next = false, now+lookAgain
 	switch {
-	case out.Result == reaper.GaveUp && out.Signals == 0:
+	case out.Result == reaper.GaveUp && !out.Tried:
 		w.until = now + blindPause
 	case out.Result == reaper.GaveUp:
 		w.pause = min(max(2*w.pause, gaveUpPause), maxPause)

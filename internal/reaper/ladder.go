@@ -71,6 +71,7 @@ type ladder struct {
 	sure    bool          // it was good enough for a signal, and nothing was waited for since
 	pause   time.Duration // the wait that belongs to the last signal
 	nudges  int
+	tried   bool          // a signal was really sent, or refused
 	signals int           // signals really sent
 	before  Look          // the look before the last one of them
 	lethal  unix.Signal   // the last one of those that is meant to end it
@@ -404,6 +405,7 @@ func (l *ladder) send(ctx context.Context, sig unix.Signal, message string) *Out
 	l.dryRun = l.dryRun || l.r.isDryRun()
 	lethal := sig != unix.SIGCHLD
 	if !l.dryRun {
+		l.tried = true
 		switch err := l.proc.signal(sig); {
 		case errors.Is(err, errGone):
 			return l.ended(ctx)
@@ -656,7 +658,7 @@ func (l *ladder) rehearsed() *Outcome {
 // failed ends a ladder that cannot go on.
 func (l *ladder) failed(err error) *Outcome {
 	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error()})
-	return &Outcome{Result: GaveUp, Err: err, Signals: l.signals}
+	return &Outcome{Result: GaveUp, Err: err, Tried: l.tried}
 }
 
 // cancelled ends the ladder because kzr stops. If signals were sent, the trail

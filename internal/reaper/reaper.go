@@ -92,9 +92,9 @@ type Outcome struct {
 	// Until is when it makes sense to act on this parent again, zero if the
 	// caller is to judge: with the reason [policy.Backoff] the moment at which
 	// its workload has a kill left.
-	Until   time.Time
-	Err     error // of GaveUp
-	Signals int   // of GaveUp: how many were really sent
+	Until time.Time
+	Err   error // of GaveUp
+	Tried bool  // of GaveUp: a signal was sent, or refused; else it could not be looked at
 	// Moved holds, of Terminated, the parents that got its zombies and have not
 	// reaped them, with how many of a sample of up to 64 each of them holds.
 	Moved map[task.ID]int

@@ -983,7 +983,7 @@ func TestPutOffHoldsUpNobody(t *testing.T) {
 func TestBlind(t *testing.T) {
 	z := zoo.Start(t, "leak=5 chld=count term=count serve")
 	r := newRig(t, blindJudge{}, plenty)
-	if out := r.outcome(r.act(z.Proc)); out.Result != GaveUp || !errors.Is(out.Err, errBlind) {
+	if out := r.outcome(r.act(z.Proc)); out.Result != GaveUp || out.Tried || !errors.Is(out.Err, errBlind) {
 		t.Errorf("outcome %+v", out)
 	}
 	r.wantStory(z.PID, "gave_up")
@@ -1002,7 +1002,7 @@ func TestNotPermitted(t *testing.T) {
 	cmd.Env = []string{"KZR_TEST_UNPRIVILEGED=" + fmt.Sprint(z.PID)}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
-	if want := "gave_up: sending SIGCHLD through pidfd: operation not permitted\n"; err != nil || string(out) != want {
+	if want := "gave_up true: sending SIGCHLD through pidfd: operation not permitted\n"; err != nil || string(out) != want {
 		t.Errorf("output %q, %v, want %q", out, err, want)
 	}
 	if c := z.Count(); c.CHLD+c.TERM != 0 {
@@ -1021,7 +1021,7 @@ func actUnprivileged(target string) {
 	out := <-r.Outcomes()
 	cancel()
 	r.Wait()
-	fmt.Printf("%s: %v\n", out.Result, out.Err)
+	fmt.Printf("%s %t: %v\n", out.Result, out.Tried, out.Err)
 }
 
 // entries is how many there are in a directory.
