@@ -71,7 +71,7 @@ func (n *node) close() {
 // policyHost is the host side as the policy needs it.
 func (n *node) policyHost() (policy.Host, error) {
 	kin, err := n.kin()
-	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, Kin: kin}, err
+	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, UserNS: n.host.HostUserNS, Kin: kin}, err
 }
 
 // kin are kzr and its ancestors, as far up as they can be seen.

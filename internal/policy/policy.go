@@ -19,7 +19,8 @@ import (
 // Host is what the host side looks like from where kzr runs.
 type Host struct {
 	PIDNS uint64 // kzr's own pid namespace
-	MntNS uint64 // pid 1's mount namespace, 0 if it cannot be read
+	// Pid 1's mount and user namespace, 0 if they cannot be read.
+	MntNS, UserNS uint64
 	// Kin are kzr itself and its ancestors.
 	Kin []task.ID
 }
@@ -231,6 +232,9 @@ func (p *Policy) Protected(proc *task.Process) bool {
 		// It may be anything. A pid that is not certain is never a target.
 		return true
 	}
+	if strings.HasPrefix(proc.Exe, memory) {
+		return false
+	}
 	return infrastructure(proc.Exe) ||
 		slices.ContainsFunc(p.protect, func(g glob.Glob) bool { return g.Match(proc.Exe) })
 }
@@ -238,18 +242,24 @@ func (p *Policy) Protected(proc *task.Process) bool {
 // hostSide says whether an executable's path means what it says on the host. In
 // the host's mount namespace it does. Services with a mount namespace of their
 // own (PrivateTmp and the like) count as well, as long as no container runtime
-// made their cgroup.
+// made their cgroup. But anybody can make a user namespace, in it a mount
+// namespace, and in that a file of any path, so whoever is in both of his own
+// does not, be it a service with PrivateUsers.
 func (p *Policy) hostSide(proc *task.Process) bool {
 	if proc.PIDNS != 0 && proc.PIDNS != p.host.PIDNS {
 		return false
 	}
-	if proc.Container == nil {
-		return true
+	// Where namespaces cannot be compared, it gets the benefit of the doubt.
+	same := func(own, host uint64) bool { return own == 0 || host == 0 || own == host }
+	if same(proc.MntNS, p.host.MntNS) {
+		return true // also of a shim that was put into its container's cgroup
 	}
-	// A shim can be put into its container's cgroup. Where mount namespaces
-	// cannot be compared, it gets the benefit of the doubt.
-	return p.host.MntNS == 0 || proc.MntNS == 0 || proc.MntNS == p.host.MntNS
+	return proc.Container == nil && same(proc.UserNS, p.host.UserNS)
 }
+
+// memory is where the kernel shows an executable that is in no file system
+// (memfd_create). Whoever made it chose the rest of the name.
+const memory = "/memfd:"
 
 // Executables of the host's infrastructure, by name. They live in many places
 // (/usr/bin, /opt/bin, /var/lib/rancher/…, /nix/store/…), so the place is not
@@ -263,7 +273,9 @@ var infrastructureNames = []string{
 	"dbus-daemon", "dbus-broker", "dbus-broker-launch",
 }
 
-var userWritable = []string{"/home/", "/tmp/", "/var/tmp/", "/dev/", "/run/user/"}
+var userWritable = []string{
+	"/home/", "/var/home/", "/tmp/", "/var/tmp/", "/dev/", "/run/user/", "/run/lock/", "/var/lock/",
+}
 
 // kubeletHome is where Google's node images keep kubelet and its runtime.
 const kubeletHome = "/home/kubernetes/bin/"

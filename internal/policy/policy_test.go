@@ -10,17 +10,18 @@ import (
 )
 
 const (
-	hostPID = 100
-	hostMnt = 200
+	hostPID  = 100
+	hostMnt  = 200
+	hostUser = 300
 )
 
-var host = Host{PIDNS: hostPID, MntNS: hostMnt, Kin: []task.ID{{PID: 50, Start: 5}}}
+var host = Host{PIDNS: hostPID, MntNS: hostMnt, UserNS: hostUser, Kin: []task.ID{{PID: 50, Start: 5}}}
 
 // proc is an ordinary process in a container, changed by f.
 func proc(f func(*task.Process)) *task.Process {
 	p := &task.Process{
 		ID: task.ID{PID: 1000, Start: 10}, Comm: "app", Exe: "/app", State: 'S', UID: 1000, Threads: 1,
-		PIDNS: 101, MntNS: 201, NSPID: []int{1000, 1}, Cgroup: "/docker/abc",
+		PIDNS: 101, MntNS: 201, UserNS: hostUser, NSPID: []int{1000, 1}, Cgroup: "/docker/abc",
 		Container: &task.Container{Runtime: "docker", ID: "abc", Namespace: "shop", Pod: "web-1", Name: "web", Image: "reg/web:1"},
 	}
 	if f != nil {
@@ -71,6 +72,15 @@ func TestDecide(t *testing.T) {
 		{"named systemd in a container", "", func(p *task.Process) { p.Comm, p.Exe = "systemd", "/usr/lib/systemd/systemd" }, Target, ""},
 		{"sshd in a host-pid container", "", func(p *task.Process) { p.Exe, p.PIDNS = "/usr/sbin/sshd", hostPID }, Target, ""},
 		{"comm kubelet on the host", config.ScopeAll, with(onHost("/usr/bin/app"), func(p *task.Process) { p.Comm = "kubelet" }), Target, ""},
+		{"systemd where a user has mounted it", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd"), func(p *task.Process) { p.MntNS, p.UserNS = 999, 999 }), Target, ""},
+		{"configured, where a user has mounted it", config.ScopeAll, with(onHost("/opt/agent/bin/agentd"), func(p *task.Process) { p.MntNS, p.UserNS = 999, 999 }), Target, ""},
+		{"systemd in a user namespace that sees the host's files", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd"), func(p *task.Process) { p.UserNS = 999 }), Spared, Protected},
+		{"systemd in namespaces that cannot be read", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd"), func(p *task.Process) { p.MntNS, p.UserNS = 0, 0 }), Spared, Protected},
+		{"systemd in no file", config.ScopeAll, onHost("/memfd:x/systemd"), Target, ""},
+		{"configured, in no file", config.ScopeAll, onHost("/memfd:x/agentd"), Target, ""},
+		{"a user's program on Fedora's image", config.ScopeAll, onHost("/var/home/eve/kubelet"), Target, ""},
+		{"a program where anybody may lock", config.ScopeAll, onHost("/run/lock/kubelet"), Target, ""},
+		{"a program in anybody's memory", config.ScopeAll, onHost("/dev/shm/kubelet"), Target, ""},
 		{"configured", config.ScopeAll, onHost("/opt/agent/bin/agentd"), Spared, Protected},
 		{"configured path inside a container", "", func(p *task.Process) { p.Exe = "/opt/agent/bin/agentd" }, Target, ""},
 		{"host process whose executable cannot be read", config.ScopeAll, onHost(""), Spared, Protected},
@@ -89,7 +99,7 @@ func TestDecide(t *testing.T) {
 			if tt.scope != "" {
 				c.Scope = tt.scope
 			}
-			c.Protect = []string{"/opt/agent/*"}
+			c.Protect = []string{"/opt/agent/*", "/*/agentd"}
 			c.Rules = []config.Rule{{Name: "keep", Match: config.Match{Namespace: "keep*"}, Action: config.ActionObserve}}
 			p, err := New(c, host)
 			if err != nil {
