@@ -90,7 +90,7 @@ type Match struct {
 	Exe           string  `yaml:"exe"`
 	Cgroup        string  `yaml:"cgroup"`
 	UID           *uint32 `yaml:"uid"`
-	ContainerInit *bool   `yaml:"containerInit"` // pid 1 of a container's pid namespace
+	ContainerInit *bool   `yaml:"containerInit"` // pid 1 of the outermost pid namespace
 }
 
 // Default returns the settings that hold where nothing else is said.

@@ -200,7 +200,7 @@ func (e *eye) place(proc *task.Process) {
 		return
 	}
 	c, named := e.name(ref)
-	proc.Container, proc.Inner = &c, ref.Nested()
+	proc.Container, proc.Inner, proc.OuterCgroup = &c, ref.Nested(), ref.Outer.Cgroup
 	proc.Delegated, proc.NamesUnknown = ref.Delegated, !named && ref.HasNames()
 	switch {
 	case proc.Delegated:

@@ -6,6 +6,7 @@ import (
 
 	"kzr/internal/container"
 	"kzr/internal/task"
+	"kzr/internal/zoo"
 )
 
 // Whose a process is decides what its kills are counted by.
@@ -63,10 +64,32 @@ func TestPlace(t *testing.T) {
 			if p.Inner != nil {
 				inner = p.Inner.ID
 			}
+			if outer, _ := container.Parse(tt.cgroup); p.OuterCgroup != outer.Outer.Cgroup || tt.inner != "" && p.OuterCgroup != pod+id {
+				t.Errorf("the container's cgroup is %q", p.OuterCgroup)
+			}
 			if id != tt.id || inner != tt.inner || p.Workload != tt.workload || p.NamesUnknown != tt.unknown {
 				t.Errorf("got container %q, inside it %q, workload %q, name unknown %v",
 					id, inner, p.Workload, p.NamesUnknown)
 			}
 		})
+	}
+}
+
+// A container's init is the one outside all others: whoever is in it can have
+// another one inside.
+func TestContainerInit(t *testing.T) {
+	z := zoo.Start(t, "in=pidns,proc fork=pidns { name=inner serve } fork { name=kid serve } serve")
+	d, _ := newDaemon(t, 0)
+	for _, tt := range []struct {
+		pid        int
+		outer, any bool
+	}{{z.PID, true, true}, {z.Named("inner").PID, false, true}, {z.Named("kid").PID, false, false}} {
+		p, err := d.eye.proc.Inspect(tt.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.ContainerInit() != tt.outer || p.NamespaceInit() != tt.any {
+			t.Errorf("pids %d: a container's init %t, of some namespace %t", p.NSPID, p.ContainerInit(), p.NamespaceInit())
+		}
 	}
 }

@@ -144,9 +144,9 @@ func (p *Policy) matches(r *rule, proc *task.Process) answer {
 	fits := func(g *glob.Glob, s string) bool { return g == nil || s != "" && g.Match(s) }
 	if m.Scope == config.ScopeContainers && !p.InContainer(proc) ||
 		!fits(r.exe, proc.Exe) ||
-		!fits(r.cgroup, proc.Cgroup) ||
+		!fits(r.cgroup, cmp.Or(proc.OuterCgroup, proc.Cgroup)) ||
 		m.UID != nil && *m.UID != proc.UID ||
-		m.ContainerInit != nil && *m.ContainerInit != proc.NamespaceInit() {
+		m.ContainerInit != nil && *m.ContainerInit != proc.ContainerInit() {
 		return no
 	}
 	if r.namespace == nil && r.pod == nil && r.container == nil && r.image == nil {

@@ -165,6 +165,41 @@ func TestRuleFor(t *testing.T) {
 	}
 }
 
+// What is made inside a container, a pid namespace or a cgroup, makes no rule match.
+func TestRulesGoByTheOutside(t *testing.T) {
+	yes := true
+	c := config.Default()
+	c.Rules = []config.Rule{
+		{Name: "init", Match: config.Match{ContainerInit: &yes}, Action: config.ActionObserve},
+		{Name: "cgroup", Match: config.Match{Cgroup: "/docker/*keep*"}, Action: config.ActionObserve},
+	}
+	p, err := New(c, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		proc func(*task.Process)
+		want string
+	}{
+		{"the container's init", func(p *task.Process) { p.NSPID = []int{1000, 1} }, "init"},
+		{"the init of a pid namespace in it", func(p *task.Process) { p.NSPID = []int{1000, 27, 1} }, ""},
+		{"no pid namespace", func(p *task.Process) { p.NSPID = []int{1} }, ""},
+		{"the container's cgroup", func(p *task.Process) { p.OuterCgroup = "/docker/keep" }, "cgroup"},
+		{"a cgroup in it", func(p *task.Process) { p.Cgroup += "/keep" }, ""},
+		{"a cgroup where there is no container", func(p *task.Process) {
+			p.Cgroup, p.OuterCgroup, p.Container = "/docker/keep", "", nil
+		}, "cgroup"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pr := proc(with(func(p *task.Process) { p.NSPID, p.OuterCgroup = []int{1000, 12}, p.Cgroup }, tt.proc))
+			if got := p.RuleFor(pr, false); got.Name != tt.want {
+				t.Errorf("rule %q, want %q", got.Name, tt.want)
+			}
+		})
+	}
+}
+
 // Nobody is killed because the runtime has not said yet who it is, unless pids
 // are running out.
 func TestRuleForUnknownNames(t *testing.T) {

@@ -140,8 +140,8 @@ type Process struct {
 	// Signal sets of the main thread, bit n-1 for signal n: caught by a handler,
 	// ignored, blocked.
 	SigCaught, SigIgnored, SigBlocked uint64
-	// NSPID is its pid in each pid namespace from kzr's inwards. The last being
-	// 1 makes it the init of its pid namespace.
+	// NSPID is its pid in each pid namespace from kzr's inwards. See NamespaceInit
+	// and ContainerInit.
 	NSPID []int
 	// Namespace inode numbers, 0 where unreadable.
 	PIDNS, MntNS, UserNS uint64
@@ -150,6 +150,8 @@ type Process struct {
 	// Container is the outermost one that it is in, nil outside any: scope, rules
 	// and limits go by it, because nothing inside can fake it.
 	Container *Container
+	// OuterCgroup is Container's own cgroup: what follows in Cgroup was made inside.
+	OuterCgroup string
 	// NamesUnknown says that Container has names that its runtime has not told,
 	// not yet or not at all.
 	NamesUnknown bool
@@ -167,8 +169,15 @@ type Process struct {
 	Unseen   []string // what could not be read, for a person: "exe: permission denied"
 }
 
-// NamespaceInit says whether the process is pid 1 of a pid namespace other than
-// the one kzr runs in.
+// ContainerInit says whether the process is pid 1 of the outermost pid namespace
+// below the one kzr runs in. What is inside can make any process the first of a
+// namespace further in, but not of that one.
+func (p *Process) ContainerInit() bool {
+	return len(p.NSPID) > 1 && p.NSPID[1] == 1
+}
+
+// NamespaceInit says whether the process is pid 1 of a pid namespace, whichever,
+// other than the one kzr runs in.
 func (p *Process) NamespaceInit() bool {
 	return len(p.NSPID) > 1 && p.NSPID[len(p.NSPID)-1] == 1
 }
