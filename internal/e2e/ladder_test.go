@@ -4,10 +4,14 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kzr/internal/zoo"
 )
@@ -124,6 +128,73 @@ func TestScenario06SIGTERM(t *testing.T) {
 		}
 		if e := k.all(func(e event) bool { return e.Signal == "SIGKILL" && strings.Contains(e.Msg, "SIGTERM was skipped") }); len(e) != 1 {
 			t.Errorf("%d steps are said to be skipped", len(e))
+		}
+	})
+}
+
+// Whatever else is open at the time: one pidfd is opened for a target, all its
+// signals go through that one, and there is no other way that kzr sends any.
+func TestScenario06OnePidfd(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode)
+		var mu sync.Mutex
+		opening := map[int]int{}             // thread: the pid that it opens a pidfd for
+		opened := map[int][]int64{}          // by pid
+		sent := map[int64][]syscall.Signal{} // by pidfd
+		var others []string
+		tr := traceDaemon(k)
+		tr.hold(func(c *call) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case c.Nr == unix.SYS_PIDFD_OPEN && !c.Exit:
+				opening[c.Thread] = int(c.Args[0])
+			case c.Nr == unix.SYS_PIDFD_OPEN && c.Result >= 0:
+				pid := opening[c.Thread]
+				opened[pid] = append(opened[pid], c.Result)
+			case c.Nr == unix.SYS_PIDFD_SEND_SIGNAL && !c.Exit:
+				sent[int64(c.Args[0])] = append(sent[int64(c.Args[0])], syscall.Signal(c.Args[1]))
+			case !c.Exit && (c.Nr == unix.SYS_KILL || c.Nr == unix.SYS_TKILL || c.Nr == unix.SYS_TGKILL) && int(c.Args[0]) != k.pid:
+				others = append(others, fmt.Sprintf("system call %d with %d", c.Nr, c.Args[:3]))
+			}
+			return false
+		})
+		const targets = 6 // at the same time
+		script := ""
+		for range targets {
+			cg := zoo.NewCgroup(t, "pids", "docker/"+containerID(t))
+			script += fmt.Sprintf("fork { cgroup=%s exec=%s leak=12 term=count serve } ", cg.Dir, s.exe)
+		}
+		z := zoo.Start(t, "%s serve", script)
+		pids := zoo.Children(z.PID)
+		if len(pids) != targets {
+			t.Fatalf("%d targets", len(pids))
+		}
+		for _, pid := range pids {
+			k.saw(pid, "terminated")
+			k.wantStory(pid, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
+		}
+		tr.close()
+		fds := map[int64]bool{}
+		for _, pid := range pids {
+			if len(opened[pid]) != 1 {
+				t.Errorf("pid %d was opened as %v", pid, opened[pid])
+				continue
+			}
+			fds[opened[pid][0]] = true
+		}
+		want := []syscall.Signal{syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGKILL}
+		for fd, signals := range sent {
+			for len(signals) >= len(want) && slices.Equal(signals[:len(want)], want) {
+				signals = signals[len(want):] // and the next one that had its number
+			}
+			if !fds[fd] || len(signals) > 0 {
+				t.Errorf("through descriptor %d went %v", fd, sent[fd])
+			}
+		}
+		if len(others) > 0 {
+			t.Errorf("signalled without a pidfd: %v", others)
 		}
 	})
 }

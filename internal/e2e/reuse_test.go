@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,7 +76,58 @@ type victim struct {
 	skip   int // so many looks are let pass
 	pidfds map[uint64]bool
 	heir   *zoo.Proc
+	kind   *heirKind
 	start  uint64 // of the heir
+}
+
+const (
+	reuseThreshold = 4
+	reuseGrace     = 2 * time.Second
+)
+
+// An heirKind is a way to be innocent. What spares the one, a kzr could get right
+// that takes the heir for the victim, so there are several.
+type heirKind struct {
+	name   string
+	odds   int
+	script string // what it does, after exec=PATH
+	exe    string // the path's last element
+	holds  int    // zombies, before kzr goes on
+	old    bool   // and they are as old as the grace then
+}
+
+var heirKinds = []*heirKind{
+	{name: "fewer zombies than the rule asks for", odds: 8, exe: "leaker", script: "leak=3,sig=0", holds: 3},
+	{name: "enough zombies, none of them old", odds: 9, exe: "leaker", script: "burst=8,every=600,hold=600,sig=0", holds: reuseThreshold},
+	{name: "enough old zombies, and a rule that spares it", odds: 1, exe: "heir", script: "leak=8,sig=0", holds: 8, old: true},
+}
+
+func drawHeir(dice *rand.Rand) *heirKind {
+	total := 0
+	for _, h := range heirKinds {
+		total += h.odds
+	}
+	n := dice.IntN(total)
+	for _, h := range heirKinds {
+		if n -= h.odds; n < 0 {
+			return h
+		}
+	}
+	panic("unreachable")
+}
+
+// newReuseSite is one whose rules spare heirs of the last kind.
+func newReuseSite(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t)
+	heir := filepath.Join(s.dir, "heir")
+	zoo.Install(t, heir)
+	s.configure("", fmt.Sprintf("{name: heirs, match: {exe: %q}, action: observe}", heir), s.rule())
+	return s
+}
+
+func reuseFlags(mode string) []string {
+	return []string{mode, "--scope=all", fmt.Sprintf("--threshold=%d", reuseThreshold), "--grace=" + reuseGrace.String()}
 }
 
 // looked says whether the call is the look that was waited for. Directories are
@@ -94,14 +146,14 @@ type pidSource func(main *zoo.Zoo, pid int, script string)
 // A pid that was reused between any two steps of kzr's: the new owner gets no
 // signal. kzr is held at every kind of system call between the detection and the
 // last signal, the target is killed and reaped, an innocent gets its number, and
-// kzr goes on. The innocent holds one zombie less than the rule asks for.
+// kzr goes on.
 func TestScenario11PidReuse(t *testing.T) {
 	t.Parallel()
 	t.Run("proc", func(t *testing.T) {
 		t.Parallel()
 		// In a pid namespace with few numbers, so that the kernel itself comes
 		// round to the number at once.
-		s := newSite(t)
+		s := newReuseSite(t)
 		groups := workloads(t, "proc", 24)
 		z := zoo.Start(t, "in=pidns,proc serve")
 		next := pidSource(churn)
@@ -112,14 +164,14 @@ func TestScenario11PidReuse(t *testing.T) {
 			// There pid_max is one for the whole machine.
 			next = setTID
 		}
-		reusePids(t, s, z, s.startInside(z, "--mode=proc", "--scope=all", "--threshold=4"), next, groups)
+		reusePids(t, s, z, s.startInside(z, reuseFlags("--mode=proc")...), next, groups)
 	})
 	t.Run("ebpf", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t)
+		s := newReuseSite(t)
 		groups := workloads(t, "ebpf", 60)
 		z := zoo.Start(t, "serve")
-		reusePids(t, s, z, s.start("--mode=ebpf", "--scope=all", "--threshold=4"), setTID, groups)
+		reusePids(t, s, z, s.start(reuseFlags("--mode=ebpf")...), setTID, groups)
 	})
 }
 
@@ -191,7 +243,7 @@ func reusePids(t *testing.T, s *site, main *zoo.Zoo, k *daemon, next pidSource, 
 	t.Logf("seed %d", seed)
 	dice := rand.New(rand.NewPCG(seed, 0))
 	tr := traceDaemon(k)
-	swapped := map[string]int{}
+	swapped, kinds := map[string]int{}, map[string]int{}
 	total, missed := 0, 0
 	for round := 0; total < rounds; round++ {
 		victims := map[int]*victim{}
@@ -202,21 +254,27 @@ func reusePids(t *testing.T, s *site, main *zoo.Zoo, k *daemon, next pidSource, 
 			v.proc = main.Named(name)
 			victims[v.pid] = v
 		}
-		heirs := swap(t, main, k, tr, victims, next, round)
+		heirs := swap(t, main, k, tr, victims, next, round, dice)
 		for _, v := range heirs {
 			swapped[windows[v.window].name]++
+			kinds[v.kind.name]++
 		}
 		total += len(heirs)
 		missed += len(victims)
 		for _, v := range heirs {
+			who := fmt.Sprintf("the process with %s that got pid %d %s", v.kind.name, v.pid, windows[v.window].name)
+			of := func(e event) bool { return e.PID == v.pid && e.StartTime == v.start }
 			if !v.heir.Alive() {
-				t.Fatalf("the process that got pid %d %s is dead", v.pid, windows[v.window].name)
+				t.Fatalf("%s is dead", who)
 			}
-			if c := v.heir.Count(); c.CHLD != 0 || c.TERM != 0 {
-				t.Fatalf("the process that got pid %d %s was sent %d SIGCHLD and %d SIGTERM", v.pid, windows[v.window].name, c.CHLD, c.TERM)
+			if c := v.heir.Count(); c.CHLD != 0 || c.TERM != 0 { // its own children send it none
+				t.Fatalf("%s was sent %d SIGCHLD and %d SIGTERM", who, c.CHLD, c.TERM)
 			}
-			for _, e := range k.all(func(e event) bool { return isSignal(e) && e.PID == v.pid && e.StartTime == v.start }) {
-				t.Errorf("signalled: %s", e.line)
+			for _, e := range k.all(func(e event) bool { return isSignal(e) && of(e) }) {
+				t.Errorf("%s was signalled: %s", who, e.line)
+			}
+			if v.kind.old { // to be certain that nothing but the rule spared it
+				k.await("the rule spares "+who, func(e event) bool { return of(e) && e.String() == "spared rule" })
 			}
 			v.heir.Signal(unix.SIGKILL)
 			v.heir.WaitDead(patience)
@@ -233,14 +291,21 @@ func reusePids(t *testing.T, s *site, main *zoo.Zoo, k *daemon, next pidSource, 
 			t.Errorf("no pid changed hands %s", w.name)
 		}
 	}
-	record(t, total, fmt.Sprintf("%d pids changed hands between two system calls of kzr's; no signal reached a new owner", total))
+	for _, h := range heirKinds {
+		t.Logf("%4d with %s", kinds[h.name], h.name)
+		if kinds[h.name] == 0 {
+			t.Errorf("no pid came to one with %s", h.name)
+		}
+	}
+	record(t, total, fmt.Sprintf("%d pids changed hands between two system calls of kzr's, %d of them to a process with as many zombies as a target; no signal reached a new owner",
+		total, total-kinds[heirKinds[0].name]))
 	t.Logf("%d targets came to their end before their window", missed)
 }
 
 // swap takes the victims to their windows and gives their pids away there. It
 // returns those for which that came about; in victims remain those that kzr got
 // first.
-func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*victim, next pidSource, round int) []*victim {
+func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*victim, next pidSource, round int, dice *rand.Rand) []*victim {
 	t.Helper()
 	// The tracer's thread alone looks at what it follows; ours tells it which.
 	waiting := maps.Clone(victims)
@@ -264,14 +329,13 @@ func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*v
 		}
 		return false
 	})
-	defer tr.hold(nil)
 	var heirs []*victim
 	deadline := time.After(patience)
 	for len(victims) > 0 {
 		select {
 		case st := <-tr.stops:
 			v := victims[int(st.Result)]
-			if v == nil || !v.proc.Alive() { // a stop left over from before, or it came to its end on the way here
+			if v == nil || !v.proc.Alive() { // it came to its end on the way here
 				st.goOn()
 				continue
 			}
@@ -281,9 +345,14 @@ func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*v
 			main.Do("reap=pid=%d", v.pid)
 			main.Do("reap=now") // what it left behind
 			name := fmt.Sprintf("h%d-%d", round, len(heirs))
-			next(main, v.pid, fmt.Sprintf("name=%s exec=%s chld=count term=count leak=3,sig=0 serve", name, k.site.exe))
+			v.kind = drawHeir(dice)
+			next(main, v.pid, fmt.Sprintf("name=%s exec=%s/%s chld=count term=count %s serve", name, k.site.dir, v.kind.exe, v.kind.script))
 			v.heir = main.Named(name)
 			v.start = startTime(t, v.heir.PID)
+			zoo.Within(t, patience, "the new owner has its zombies", func() bool { return v.heir.Zombies() >= v.kind.holds })
+			if v.kind.old {
+				time.Sleep(reuseGrace + 100*time.Millisecond)
+			}
 			heirs = append(heirs, v)
 			st.goOn()
 		case <-time.After(100 * time.Millisecond):
@@ -294,19 +363,26 @@ func swap(t *testing.T, main *zoo.Zoo, k *daemon, tr *tracer, victims map[int]*v
 				}
 			}
 			if left == 0 { // the others never came to their window
-				return settled(heirs)
+				return settled(tr, heirs)
 			}
 		case <-deadline:
 			t.Fatalf("%d targets live after %v", len(victims), patience)
 		}
 	}
-	return settled(heirs)
+	return settled(tr, heirs)
 }
 
 // settled gives kzr time for what it could still do to the wrong one.
-func settled(heirs []*victim) []*victim {
-	time.Sleep(500 * time.Millisecond)
-	return heirs
+func settled(tr *tracer, heirs []*victim) []*victim {
+	tr.hold(nil)
+	for enough := time.After(500 * time.Millisecond); ; {
+		select {
+		case st := <-tr.stops: // of one that came to its end on the way
+			st.goOn()
+		case <-enough:
+			return heirs
+		}
+	}
 }
 
 // startTime is field 22 of /proc/PID/stat.

@@ -689,7 +689,7 @@ static int burst_tick(void)
 		if (now < bg.start + bg.hold * MSEC)
 			return (bg.start + bg.hold * MSEC - now) / MSEC + 1;
 		for (; bg.kids > 0; bg.kids--)
-			if (waitpid(-1, NULL, 0) > 0)
+			if (waitpid(-1, NULL, __WALL) > 0)
 				reaped++;
 	}
 	if (now < bg.start + bg.every * MSEC && bg.done > 0)
@@ -701,7 +701,7 @@ static int burst_tick(void)
 	if (pipe(gate) < 0)
 		die("pipe: %m");
 	for (long i = 0; i < bg.n; i++) {
-		pid_t pid = fork();
+		pid_t pid = syscall(SYS_clone, bg.brood.sig, 0, 0, 0, 0);
 		if (pid < 0)
 			die("fork: %m");
 		if (pid == 0) {
@@ -719,12 +719,15 @@ static int burst_tick(void)
 	return bg.hold;
 }
 
-// burst=N,every=MS,hold=MS: N children die at once and are reaped together after
-// `hold`, again and again.
+// burst=N,every=MS,hold=MS,sig=S: N children die at once and are reaped together
+// after `hold`, again and again.
 static void do_burst(struct step *s)
 {
+	struct brood b = brood_of(s);
+
 	background(burst_tick, s);
-	bg.n = number(s, arg(s, 0));
+	bg.brood = b;
+	bg.n = b.count;
 	bg.every = opt_number(s, "every", 2000);
 	bg.hold = opt_number(s, "hold", 500);
 }
@@ -1236,7 +1239,7 @@ static const struct {
 	{ "reap", do_reap, PLAIN },           // =N|all|now|pid=P
 	{ "storm", do_storm, PLAIN },         // =N[,rate=R][,for=MS][,reap=PERCENT][,sig=S]
 	{ "fresh", do_fresh, PLAIN },         // =K[,age=MS]
-	{ "burst", do_burst, PLAIN },         // =N[,every=MS][,hold=MS]
+	{ "burst", do_burst, PLAIN },         // =N[,every=MS][,hold=MS][,sig=S]
 	{ "flash", do_flash, PLAIN },         // =R[,kids=K]
 	{ "quiet", do_quiet, PLAIN },         // ends storm, fresh, burst, flash
 	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N]
