@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,6 +208,89 @@ func (s *site) launch(cmd *exec.Cmd) *daemon {
 	d.await("started", func(e event) bool { return e.Event == "started" })
 	d.threads = threads(d.pid)
 	return d
+}
+
+// A manager is a service manager as kzr knows it: the socket that it notifies.
+type manager struct {
+	t    *testing.T
+	path string
+	// watchdog is how long it may be left without a sign of life.
+	watchdog time.Duration
+	conn     *net.UnixConn
+	done     chan struct{}
+
+	mu    sync.Mutex
+	ready bool
+	beats []time.Time // when the watchdog was fed
+}
+
+func (s *site) newManager(watchdog time.Duration) *manager {
+	s.t.Helper()
+	m := &manager{t: s.t, path: filepath.Join(s.dir, "notify.sock"), watchdog: watchdog, done: make(chan struct{})}
+	var err error
+	if m.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: m.path, Net: "unixgram"}); err != nil {
+		s.t.Fatal(err)
+	}
+	go m.listen()
+	s.t.Cleanup(func() { m.conn.Close(); <-m.done })
+	return m
+}
+
+// startUnder is start as the service of a manager.
+func (s *site) startUnder(m *manager, flags ...string) *daemon {
+	s.t.Helper()
+	cmd := command(s.t, "", append(append([]string{"run"}, s.usual()...), flags...)...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path, fmt.Sprintf("WATCHDOG_USEC=%d", m.watchdog.Microseconds()))
+	return s.launch(cmd)
+}
+
+func (m *manager) listen() {
+	defer close(m.done)
+	for b := make([]byte, 4096); ; {
+		n, err := m.conn.Read(b)
+		if err != nil {
+			return // closed
+		}
+		m.mu.Lock()
+		for line := range strings.Lines(string(b[:n])) {
+			switch strings.TrimSuffix(line, "\n") {
+			case "READY=1":
+				m.ready = true
+			case "WATCHDOG=1":
+				m.beats = append(m.beats, time.Now())
+			}
+		}
+		m.mu.Unlock()
+	}
+}
+
+// fed returns how often the watchdog was fed so far.
+func (m *manager) fed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.beats)
+}
+
+// wantFed wants that kzr was ready, and fed the watchdog in time until now. It
+// returns the longest time between two signs of life.
+func (m *manager) wantFed() (longest time.Duration) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ready || len(m.beats) == 0 {
+		m.t.Fatalf("the manager was told ready: %t, and %d signs of life", m.ready, len(m.beats))
+	}
+	for i, b := range m.beats {
+		next := time.Now()
+		if i+1 < len(m.beats) {
+			next = m.beats[i+1]
+		}
+		longest = max(longest, next.Sub(b))
+	}
+	if longest > m.watchdog {
+		m.t.Errorf("the watchdog was not fed for %v", longest)
+	}
+	return longest
 }
 
 func (d *daemon) listen(r io.ReadCloser) {
