@@ -576,41 +576,86 @@ func TestScenario28KzrInFullCgroup(t *testing.T) {
 	})
 }
 
-// A container that has used up its own pids.max is freed by the pressure rule,
-// long before the grace.
+// A pod that has used up its own pids.max, where kubelet puts it, is freed by the
+// pressure rule, long before the grace. The other container in it is as unable to
+// fork as the guilty one, and stays as it is.
 func TestScenario29ContainerAtItsPidsMax(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
-		s := newSite(t)
-		id := fmt.Sprintf("%064x", time.Now().UnixNano())
-		pod := zoo.NewCgroup(t, "pids", "kubepods/burstable/pod0f2d4b6a-1111-4222-8333-944455556666/"+id)
-		z := zoo.Start(t, "in=pidns,proc cgroup=%s chld=reap fork { name=app exec=%s term=ignore serve } serve", pod.Dir, s.exe)
-		app := z.Named("app")
-		shell := inside(z, "sh", "-c", forkScript)
-		after := newWaiting(t, shell)
-		if err := os.WriteFile(filepath.Join(pod.Dir, "cgroup.procs"), []byte(strconv.Itoa(shell.Process.Pid)), 0o644); err != nil {
+		for _, c := range []struct {
+			name, script string
+			story        []string
+		}{
+			{"a process in it", "cgroup=%s fork=pidns,proc { name=init chld=reap fork { name=leaker exec=%s term=ignore serve } serve } serve",
+				[]string{"signal SIGTERM", "signal SIGKILL", "terminated"}},
+			// It would never see a SIGTERM.
+			{"its init", "cgroup=%s fork=pidns,proc { name=leaker exec=%s serve } serve",
+				[]string{"signal SIGKILL", "terminated"}},
+		} {
+			t.Run(c.name, func(t *testing.T) { fullPod(t, mode, c.script, c.story) })
+		}
+	})
+}
+
+func fullPod(t *testing.T, mode, script string, story []string) {
+	s := newSite(t)
+	id, other := containerID(t), containerID(t)
+	pod := zoo.NewCgroup(t, "pids", "kubepods/burstable/pod0f2d4b6a-1111-4222-8333-944455556666")
+	guilty, innocent := pod.New(id), pod.New(other)
+	z := zoo.Start(t, script, guilty.Dir, s.exe)
+	leaker := z.Named("leaker")
+	good := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=good exec=%s term=count fresh=15,age=200 serve } serve", innocent.Dir, s.exe).Named("good")
+	enter := func(w *waiting) *waiting {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(innocent.Dir, "cgroup.procs"), []byte(strconv.Itoa(w.cmd.Process.Pid)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		for _, pid := range zoo.Children(shell.Process.Pid) {
-			if err := os.WriteFile(filepath.Join(pod.Dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
-				t.Fatal(err)
+		return w
+	}
+	before := enter(newWaiting(t, exec.Command("sh", "-c", forkScript)))
+	after := enter(newWaiting(t, exec.Command("sh", "-c", forkScript)))
+	// Where a fork failed or what limit was in its way: which of them has the event
+	// differs between cgroup v1 and v2.
+	denied := func() (n int) {
+		for _, g := range []*zoo.Cgroup{pod, guilty, innocent} {
+			text := readFile(t, filepath.Join(g.Dir, "pids.events"))
+			times, err := strconv.Atoi(strings.TrimPrefix(text, "max "))
+			if err != nil {
+				t.Fatalf("pids.events: %q", text)
 			}
+			n += times
 		}
-		pod.SetPidsMax(100)
-		k := s.start(mode, "--grace=1h", "--nudge=1h", "--term-timeout=1h", "--pressure=0.85")
-		app.Do("storm=0")
-		began := time.Now()
-		app.WaitDead(patience)
-		took := time.Since(began)
-		k.saw(app.PID, "terminated")
-		k.wantStory(app.PID, "signal SIGTERM", "signal SIGKILL", "terminated")
-		if e := k.all(about(app.PID, "signal SIGKILL"))[0]; e.Container != id {
-			t.Errorf("container: %s", e.line)
-		}
-		alive(t, z.Proc)
-		zoo.Within(t, patience, "its zombies are reaped", func() bool { return z.Zombies() == 0 })
-		canFork(t, after)
-		record(t, 1, fmt.Sprintf("freed %v after the storm began; the container's init is unharmed", took.Round(10*time.Millisecond)))
+		return n
+	}
+	zoo.Within(t, patience, "the innocent has zombies", func() bool { return good.Zombies() >= 10 })
+	pod.SetPidsMax(100)
+	k := s.start(mode, "--grace=1h", "--nudge=1h", "--term-timeout=1h", "--pressure=0.85")
+	fill(t, k, leaker)
+	if denied() == 0 {
+		t.Error("forks fail, but not at the limit of the pod")
+	}
+	cannotFork(t, before)
+	refill(t, leaker)
+	k.send(unix.SIGCONT)
+	began := time.Now()
+	leaker.WaitDead(patience)
+	took := time.Since(began)
+	k.saw(leaker.PID, "terminated")
+	k.wantStory(leaker.PID, story...)
+	if e := k.all(about(leaker.PID, "signal SIGKILL"))[0]; e.Container != id {
+		t.Errorf("container: %s", e.line)
+	}
+	zoo.Within(t, patience, "its zombies are reaped", func() bool {
+		return readNumber(t, filepath.Join(pod.Dir, "pids.current")) < 50
 	})
+	canFork(t, after)
+	k.never(0, "another signal", func(e event) bool { return isSignal(e) && e.PID != leaker.PID })
+	alive(t, z.Proc, good)
+	made := good.Count()
+	if made.TERM != 0 {
+		t.Errorf("the innocent: %+v", made)
+	}
+	zoo.Within(t, patience, "the innocent works on", func() bool { return good.Count().Reaped > made.Reaped })
+	record(t, 1, fmt.Sprintf("no container of the pod could fork; freed %v after kzr could run, the other container is unharmed", took.Round(10*time.Millisecond)))
 }
 
 // Clients of every bad kind at once. The daemon does its job in time, and is as

@@ -649,7 +649,7 @@ static void do_storm(struct step *s)
 
 static int fresh_tick(void)
 {
-	struct brood b = { .sig = SIGCHLD };
+	struct brood b = { .sig = SIGCHLD, .full = true };
 	int64_t now = now_ns();
 
 	while (bg.alive > 0 && now - bg.young[bg.head].born >= bg.hold * MSEC) {
@@ -661,8 +661,11 @@ static int fresh_tick(void)
 	// Spread over the time that they are kept, so that some are always there.
 	if (bg.alive < bg.n && now >= bg.start + bg.done * bg.hold * MSEC / bg.n) {
 		long at = (bg.head + bg.alive) % bg.n;
+		pid_t pid = bear(&b);
 
-		bg.young[at].pid = bear(&b);
+		if (pid < 0)
+			return 10; // the table is full: try again
+		bg.young[at].pid = pid;
 		bg.young[at].born = now;
 		bg.alive++;
 		bg.done++;
