@@ -576,6 +576,80 @@ func TestScenario28KzrInFullCgroup(t *testing.T) {
 	})
 }
 
+// Seven workloads fill a cgroup together, kzr in it, and the limits are those that
+// kzr has by default: six are ended, and the seventh, which takes all the room
+// that this makes, waits for its turn and no longer.
+func TestScenario28MoreTargetsThanKills(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		box := zoo.NewCgroup(t, "pids", "full")
+		const targets, limit, kills = 7, 700, 6
+		script := ""
+		for i := range targets {
+			// More than a tenth of the limit each: all of them are why it is full.
+			script += fmt.Sprintf("fork { name=leaker%d cgroup=%s exec=%s leak=%d serve } ",
+				i, box.New("docker-"+containerID(t)+".scope").Dir, s.exe, limit/9)
+		}
+		others := box.New("others")
+		enter := func(pid int) {
+			t.Helper()
+			if err := os.WriteFile(filepath.Join(others.Dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		z := zoo.Start(t, "chld=reap %s serve", script)
+		k := s.start(mode, "--grace=1h", "--pressure=0.85", fmt.Sprintf("--kills-per-minute=%d", kills), "--per-workload-kills=3")
+		before, after := newWaiting(t, exec.Command("sh", "-c", forkScript)), newWaiting(t, exec.Command("sh", "-c", forkScript))
+		for _, pid := range []int{k.pid, before.cmd.Process.Pid, after.cmd.Process.Pid} {
+			enter(pid)
+		}
+		k.send(unix.SIGSTOP)
+		t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
+		box.SetPidsMax(limit)
+		pids := map[int]*zoo.Proc{}
+		for i := range targets {
+			p := z.Named(fmt.Sprintf("leaker%d", i))
+			pids[p.PID] = p
+			p.Do("storm=0,rate=500")
+		}
+		for _, p := range pids {
+			refill(t, p)
+		}
+		cannotFork(t, before)
+		for _, p := range pids {
+			refill(t, p)
+		}
+		k.send(unix.SIGCONT)
+
+		struck := func(e event) bool { return pids[e.PID] != nil && (e.Signal == "SIGTERM" || e.Signal == "SIGKILL") }
+		ended := func(e event) bool { return pids[e.PID] != nil && e.Event == "terminated" }
+		first := k.await("the first kill", struck)
+		k.awaitN(kills, "six ends", ended)
+		for _, e := range k.all(ended) {
+			delete(pids, e.PID)
+		}
+		if len(pids) != targets-kills {
+			t.Fatalf("%d of %d are left", len(pids), targets)
+		}
+		for pid, last := range pids {
+			k.saw(pid, "spared rate_limited")
+			refill(t, last)
+			time.Sleep(time.Until(first.Time.Add(55 * time.Second)))
+			alive(t, last)
+			k.saw(pid, "terminated")
+			last.WaitDead(0)
+			if e := k.saw(pid, "signal SIGTERM"); e.Time.Sub(first.Time) < time.Minute {
+				t.Errorf("it was ended %v after the first one", e.Time.Sub(first.Time))
+			}
+		}
+		zoo.Within(t, patience, "the zombies are reaped", func() bool {
+			return readNumber(t, filepath.Join(box.Dir, "pids.current")) < 100
+		})
+		canFork(t, after)
+		record(t, targets, fmt.Sprintf("%d of %d ended at once, the last one when a minute was over, reported until then", kills, targets))
+	})
+}
+
 // A pod that has used up its own pids.max, where kubelet puts it, is freed by the
 // pressure rule, long before the grace. The other container in it is as unable to
 // fork as the guilty one, and stays as it is.
@@ -604,15 +678,10 @@ func fullPod(t *testing.T, mode, script string, story []string) {
 	z := zoo.Start(t, script, guilty.Dir, s.exe)
 	leaker := z.Named("leaker")
 	good := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=good exec=%s term=count fresh=15,age=200 serve } serve", innocent.Dir, s.exe).Named("good")
-	enter := func(w *waiting) *waiting {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(innocent.Dir, "cgroup.procs"), []byte(strconv.Itoa(w.cmd.Process.Pid)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return w
+	after := newWaiting(t, exec.Command("sh", "-c", forkScript))
+	if err := os.WriteFile(filepath.Join(innocent.Dir, "cgroup.procs"), []byte(strconv.Itoa(after.cmd.Process.Pid)), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	before := enter(newWaiting(t, exec.Command("sh", "-c", forkScript)))
-	after := enter(newWaiting(t, exec.Command("sh", "-c", forkScript)))
 	// Where a fork failed or what limit was in its way: which of them has the event
 	// differs between cgroup v1 and v2.
 	denied := func() (n int) {
@@ -633,8 +702,7 @@ func fullPod(t *testing.T, mode, script string, story []string) {
 	if denied() == 0 {
 		t.Error("forks fail, but not at the limit of the pod")
 	}
-	cannotFork(t, before)
-	refill(t, leaker)
+	zoo.Within(t, patience, "forks fail in the other container too", func() bool { return good.Count().Failed > 0 })
 	k.send(unix.SIGCONT)
 	began := time.Now()
 	leaker.WaitDead(patience)
