@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -195,6 +200,121 @@ func TestScenario37NoChildrenNoThreads(t *testing.T) {
 		if kids := zoo.Children(k.pid); len(kids) > 0 {
 			t.Errorf("kzr has the children %v", kids)
 		}
+	})
+}
+
+// The same when all that kzr talks to hangs: a command line that cannot be read, a
+// log that nobody takes, and a container runtime that does not answer, while its
+// figures are asked for all the time.
+func TestScenario37EverythingHangs(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		mute, err := net.Listen("unix", filepath.Join(s.dir, "cri.sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mute.Close() // it takes connections, and never reads
+		var log [2]int
+		if err := unix.Pipe2(log[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(log[0])
+		stderr := os.NewFile(uintptr(log[1]), "stderr")
+		defer stderr.Close()
+		metrics := freeAddress(t)
+		cmd := command(t, "", append(append([]string{"run"}, s.usual()...), mode, "--sweep-interval=1s", s.socket(), "--metrics="+metrics, "--cri="+mute.Addr().String())...)
+		cmd.Stderr = stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		k := &daemon{t: t, site: s, cmd: cmd, pid: cmd.Process.Pid}
+		stop := sync.OnceValue(func() error {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+			defer late.Stop()
+			return cmd.Wait()
+		})
+		t.Cleanup(func() { _ = stop() })
+		var st status
+		zoo.Within(t, patience, "kzr has looked", func() bool { return s.ask("/v1/status", &st) == nil && st.Sweeps > 0 })
+		// Another way into the same pipe, of which kzr's does not become non-blocking.
+		ballast, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", log[1]), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(ballast)
+		for err == nil {
+			_, err = unix.Write(ballast, []byte{'\n'})
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			t.Fatal(err)
+		}
+
+		cg := zoo.NewCgroup(t, "pids", "kzr")
+		if err := os.WriteFile(filepath.Join(cg.Dir, "cgroup.procs"), []byte(strconv.Itoa(k.pid)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		had := readFile(t, filepath.Join(cg.Dir, "pids.current"))
+		n, err := strconv.Atoi(had)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cg.SetPidsMax(n)
+		tr := hangCmdlines(k)
+
+		pod := zoo.NewCgroup(t, "pids", "kubepods/pod0f2d4b6a-1111-4222-8333-944455556666")
+		// Some who stay, so that there are command lines to be shown, and names to be
+		// asked for.
+		for range 5 {
+			zoo.Start(t, "cgroup=%s exec=%s leak=5 serve", pod.New(containerID(t)).Dir, s.exe)
+		}
+		var scrapes, documents int
+		quit, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+			for {
+				select {
+				case <-quit:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				if r, err := client.Get("http://" + metrics + "/metrics"); err == nil {
+					_, _ = io.Copy(io.Discard, r.Body)
+					r.Body.Close()
+					scrapes++
+				}
+				var doc document
+				if s.ask("/v1/parents", &doc) == nil {
+					documents++
+				}
+			}
+		}()
+		targets := 0
+		for ; targets < 5; targets++ {
+			z := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=target exec=%s leak=30 serve } serve", pod.New(containerID(t)).Dir, s.exe)
+			z.Named("target").WaitDead(patience)
+		}
+		close(quit)
+		<-done
+		if scrapes == 0 || documents == 0 {
+			t.Errorf("%d times its figures, %d documents", scrapes, documents)
+		}
+		if now := readFile(t, filepath.Join(cg.Dir, "pids.current")); now != had {
+			t.Errorf("kzr counts %s tasks, it began with %s", now, had)
+		}
+		if tries := readFile(t, filepath.Join(cg.Dir, "pids.events")); tries != "max 0" {
+			t.Errorf("kzr tried to make a task: %s", tries)
+		}
+		if kids := zoo.Children(k.pid); len(kids) > 0 {
+			t.Errorf("kzr has the children %v", kids)
+		}
+		tr.close()
+		if err := stop(); err != nil {
+			t.Errorf("kzr ended with %v", err)
+		}
+		record(t, targets, fmt.Sprintf("with a command line, the log and a runtime that hang: %d targets removed, %d scrapes and %d documents answered, no task made", targets, scrapes, documents))
 	})
 }
 
