@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +28,7 @@ import (
 //	timens=SECONDS  a time namespace, its clocks so much ahead
 //	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
 //	nofile=N     no more than N descriptors
+//	parent=N     it becomes the program's parent instead, one with N zombies
 func cage(steps []string) {
 	runtime.LockOSThread() // credentials and filters are a thread's, and exec keeps the caller's
 	for _, s := range steps {
@@ -38,9 +40,37 @@ func cage(steps []string) {
 		}
 	}
 	os.Unsetenv("KZR_TEST_CAGE")
+	if slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "parent=") }) {
+		os.Exit(beParent())
+	}
 	err := unix.Exec(os.Args[1], os.Args[1:], os.Environ())
 	fmt.Fprintf(os.Stderr, "cage: exec %s: %v\n", os.Args[1], err)
 	os.Exit(99)
+}
+
+// beParent runs the program in a child and returns its status. Until then it
+// waits for nobody else, and after that for all.
+func beParent() int {
+	child, err := syscall.ForkExec(os.Args[1], os.Args[1:], &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "cage: starting %s: %v\n", os.Args[1], err)
+		return 99
+	}
+	var status syscall.WaitStatus
+	for {
+		if _, err = syscall.Wait4(child, &status, 0, nil); err != syscall.EINTR {
+			break
+		}
+	}
+	for err == nil || err == syscall.EINTR {
+		_, err = syscall.Wait4(-1, nil, 0, nil)
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
 }
 
 func cageStep(verb string, n int) error {
@@ -78,6 +108,13 @@ func cageStep(verb string, n int) error {
 		}
 		// Entered at the exec.
 		return os.WriteFile("/proc/self/timens_offsets", fmt.Appendf(nil, "monotonic %[1]d 0\nboottime %[1]d 0\n", n), 0)
+	case "parent":
+		for range n {
+			if _, err := syscall.ForkExec("/bin/true", []string{"true"}, &syscall.ProcAttr{}); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "nopidfd":
 		return deny(unix.SYS_PIDFD_OPEN, unix.ENOSYS)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -77,6 +78,51 @@ func TestScenario15Protected(t *testing.T) {
 			if p, _ := doc.of(z.PID); p.Countable != 12 {
 				t.Errorf("scan: %+v", p)
 			}
+		}
+	})
+}
+
+// Who started kzr is not ended by it, whatever the rules say: here it leaks, and a
+// rule matches its executable.
+func TestScenario15Ancestor(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		parent := filepath.Join(s.dir, "parent")
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not by this process, of which another test may be forking a child that
+		// would hold it open for writing.
+		if out, err := exec.Command("cp", self, parent).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		cmd := command(t, "parent=12", append(append([]string{"run"}, s.usual()...), mode, "--scope=all")...)
+		cmd.Path, cmd.Args[0] = parent, parent
+		k := s.launch(cmd)
+		pid := k.pid
+		for _, child := range zoo.Children(pid) {
+			if zoo.State(child) != 'Z' {
+				k.pid = child
+			}
+		}
+		if k.threads = threads(k.pid); k.pid == pid {
+			t.Fatalf("its parent has the children %v", zoo.Children(pid))
+		}
+		if n := zoo.Zombies(pid); n != 12 {
+			t.Fatalf("kzr's parent has %d zombies", n)
+		}
+		e := k.saw(pid, "spared protected")
+		if e.Exe != parent || e.Zombies != 12 {
+			t.Errorf("who it was: %s", e.line)
+		}
+		// Time enough went by.
+		z := zoo.Start(t, "exec=%s leak=12 serve", s.exe)
+		k.saw(z.PID, "terminated")
+		time.Sleep(time.Second)
+		k.wantStory(pid, "spared protected")
+		if zoo.Zombies(pid) != 12 {
+			t.Error("kzr's parent is not what it was")
 		}
 	})
 }
