@@ -21,10 +21,16 @@ func TestScenario03LeaksSome(t *testing.T) {
 			return c.Made == 100 && c.Reaped == 95
 		})
 		s.wantCount(mode, z.PID, 5, 5)
-		k := s.start(mode, "--threshold=6")
-		k.silentAbout(2500*time.Millisecond, z.PID)
+		const grace = 3 * time.Second
+		k := s.start(mode, "--threshold=6", "--grace="+grace.String())
+		k.silentAbout(grace+1500*time.Millisecond, z.PID)
 
+		// The sixth makes it a target once it is as old as the five have long been.
+		leaked := time.Now()
 		z.Do("leak=1")
+		if e := k.saw(z.PID, "signal SIGCHLD"); e.Time.Sub(leaked.Truncate(time.Millisecond)) < grace {
+			t.Errorf("signalled %v after the sixth: %s", e.Time.Sub(leaked), e.line)
+		}
 		if e := k.saw(z.PID, "signal SIGKILL"); e.Zombies != 6 {
 			t.Errorf("%d zombies: %s", e.Zombies, e.line)
 		}
