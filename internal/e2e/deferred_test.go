@@ -14,7 +14,9 @@ import (
 func TestScenario09Deferred(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--grace=3s")
+		// That it ended is found by the look that is made every second, as no sweep
+		// comes in time. (Through /proc there have to be sweeps.)
+		k := s.start(mode, "--grace=3s", "--sweep-interval=1h")
 		freezer := zoo.NewCgroup(t, "freezer", "freezer")
 		type cast struct{ tracer, victim *zoo.Proc }
 		for _, c := range []struct {
