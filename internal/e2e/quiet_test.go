@@ -16,12 +16,16 @@ import (
 func TestScenario01Burst(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=50", "--grace=5s")
-		z := zoo.Start(t, "exec=%s burst=300,every=1000,hold=500 serve", s.exe)
-		// Bursts far above the threshold, each of them gone long before half of the
-		// grace is over: not even a suspicion.
-		zoo.Within(t, patience, "three bursts", func() bool { return z.Count().Reaped >= 900 })
+		k := s.start(mode, "--scope=all", "--threshold=50", "--grace=2s")
+		z := zoo.Start(t, "exec=%s chld=count term=count burst=300,every=800,hold=200,sig=0 serve", s.exe)
+		// Bursts far above the threshold, for several times the grace, each of them
+		// gone long before half of that is over: not even a suspicion.
+		zoo.Within(t, patience, "eight bursts", func() bool { return z.Count().Reaped >= 8*300 })
 		k.silentAbout(0, z.PID)
+		alive(t, z.Proc)
+		if c := z.Count(); c.CHLD != 0 || c.TERM != 0 { // its children send it none
+			t.Errorf("signals came: %+v", c)
+		}
 	})
 }
 
