@@ -154,22 +154,50 @@ func TestScenario16NamedLikeTheHost(t *testing.T) {
 	})
 }
 
-// Rules go by what a process cannot choose.
+// Rules go by what a process cannot choose: its executable, its cgroup, its
+// container, its user. Each decoy has in its name, its command line and wherever
+// else it likes what a rule asks for, and not the thing itself.
 func TestScenario17NamedLikeATarget(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
+		uid := map[string]int{"--mode=ebpf": 54325, "--mode=proc": 54327}[mode]
+		id, other := containerID(t), containerID(t)
+		cg, elsewhere := zoo.NewCgroup(t, "pids", "docker/"+id), zoo.NewCgroup(t, "pids", "docker/"+other)
 		s := newSite(t)
 		victim := filepath.Join(s.dir, "victim")
 		zoo.Install(t, victim)
-		s.configure("", fmt.Sprintf("{name: mine, match: {exe: %q}}", victim))
-		s.mine = []string{victim}
-		k := s.start(mode)
-		decoy := zoo.Start(t, "in=pidns,proc exec=%s,%s,leak comm=victim leak=12 chld=count term=count serve", s.exe, victim)
-		z := zoo.Start(t, "in=pidns,proc exec=%s,%s comm=leaker leak=12 serve", victim, s.exe)
-		k.saw(decoy.PID, "spared rule")
-		k.saw(z.PID, "terminated")
-		k.wantStory(decoy.PID, "spared rule")
-		if c := decoy.Count(); c.CHLD != 0 || c.TERM != 0 {
-			t.Errorf("signals came: %+v", c)
+		s.mine = []string{s.dir + "/"}
+		for _, c := range []struct {
+			name, rule    string
+			decoy, target string
+		}{
+			{"exe", fmt.Sprintf("{name: mine, match: {exe: %q}}", victim),
+				fmt.Sprintf("exec=%s,%s,leak comm=victim", s.exe, victim),
+				fmt.Sprintf("exec=%s,%s comm=leaker", victim, s.exe)},
+			{"cgroup", fmt.Sprintf("{name: mine, match: {cgroup: %q}}", cg.Path),
+				fmt.Sprintf("cgroup=%s exec=%s,%s,%s comm=%s", elsewhere.Dir, s.exe, cg.Path, cg.Dir, id[:15]),
+				fmt.Sprintf("cgroup=%s exec=%s,%s", cg.Dir, s.exe, elsewhere.Path)},
+			{"container", fmt.Sprintf("{name: mine, match: {container: %q}}", id),
+				fmt.Sprintf("cgroup=%s exec=%s,docker-%s.scope,/docker/%s comm=%s", elsewhere.Dir, s.exe, id, id, id[:15]),
+				fmt.Sprintf("cgroup=%s exec=%s,%s", cg.Dir, s.exe, other)},
+			{"uid", fmt.Sprintf("{name: mine, match: {uid: %d}}", uid),
+				fmt.Sprintf("uid=%d exec=%s,%d comm=%d", uid+1, s.exe, uid, uid),
+				fmt.Sprintf("uid=%d exec=%s,%d comm=%d", uid, s.exe, uid+1, uid+1)},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				s := *s
+				s.t = t
+				s.configure("", c.rule)
+				k := s.start(mode)
+				decoy := zoo.Start(t, "in=pidns,proc %s leak=12,sig=0 chld=count term=count serve", c.decoy)
+				target := zoo.Start(t, "in=pidns,proc %s leak=12 serve", c.target)
+				k.saw(decoy.PID, "spared rule")
+				k.saw(target.PID, "terminated")
+				k.wantStory(decoy.PID, "spared rule")
+				alive(t, decoy.Proc)
+				if c := decoy.Count(); c.CHLD != 0 || c.TERM != 0 {
+					t.Errorf("signals came: %+v", c)
+				}
+			})
 		}
 	})
 }
