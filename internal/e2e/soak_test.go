@@ -183,6 +183,7 @@ func (c *soakCase) run() {
 	is = append(is, c.one("exec=", "threadexec=")+c.exe()+c.one("", ",leaker,-x", `,systemd\x0a,\x1b[2J`))
 	add(3, "comm="+c.one("systemd", "kubelet", `a)\x20Z\x201\x20(b`, `\xff\xfe\x0a`))
 	add(3, "threads="+c.one("1", "5"))
+	add(3, "setsid")
 	if !act.guilty {
 		is = append(is, "term=count")
 	}
@@ -199,7 +200,7 @@ func (c *soakCase) run() {
 				kind = ""
 			}
 		}
-		before, after := c.one("", "exec="+c.exe()+" ", "subreaper "), c.one("", " threads=2")
+		before, after := c.one("", "exec="+c.exe()+" ", "subreaper ", "setsid "), c.one("", " threads=2")
 		inner = fmt.Sprintf("fork%s { name=outer%d %schld=reap term=count %s%s serve }", kind, i, before, inner, after)
 	}
 	first := ""

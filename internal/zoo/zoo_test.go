@@ -236,6 +236,15 @@ func TestSubreaper(t *testing.T) {
 	waitZombies(t, z.Proc, 1)
 }
 
+func TestSession(t *testing.T) {
+	z := zoo.Start(t, "fork { name=own setsid setsid serve } fork { name=same serve } serve")
+	for name, want := range map[string]int{"own": z.Named("own").PID, "same": z.PID} {
+		if got, err := unix.Getsid(z.Named(name).PID); got != want || err != nil {
+			t.Errorf("%s is in session %d, not %d: %v", name, got, want, err)
+		}
+	}
+}
+
 func TestDeadLeader(t *testing.T) {
 	z := zoo.Start(t, "fork { name=kid deadleader serve } serve")
 	kid := z.Named("kid")

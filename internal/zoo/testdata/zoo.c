@@ -974,6 +974,13 @@ static void do_subreaper(struct step *s)
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 }
 
+// setsid: a session of its own. One that leads a process group has that already.
+static void do_setsid(struct step *s)
+{
+	(void)s;
+	setsid();
+}
+
 // become executes a program file that is this program again, which goes on with
 // the rest of the script. It takes the script from the environment, so that argv
 // is the test's own.
@@ -1260,6 +1267,7 @@ static const struct {
 	{ "unlink", do_unlink, PLAIN },       // =PATH
 	{ "nproc", do_nproc, PLAIN },         // =N
 	{ "subreaper", do_subreaper, PLAIN },
+	{ "setsid", do_setsid, PLAIN },
 	{ "exec", become, MUTE },             // =PATH[,ARGV0,ARGV1…]
 	{ "threadexec", do_threadexec, MUTE },
 	{ "threads", do_threads, PLAIN },     // =N
