@@ -726,12 +726,20 @@ func fullPod(t *testing.T, mode, script string, story []string) {
 	record(t, 1, fmt.Sprintf("no container of the pod could fork; freed %v after kzr could run, the other container is unharmed", took.Round(10*time.Millisecond)))
 }
 
-// Clients of every bad kind at once. The daemon does its job in time, and is as
-// it was when they are gone.
+// Clients of every bad kind at once, of the socket and of the figures. The daemon
+// does its job in time, who asks well is answered, and all is as it was when they
+// are gone.
 func TestScenario33HostileClients(t *testing.T) {
 	t.Parallel()
+	for _, mode := range []string{"ebpf", "proc"} { // one after the other, as both are in a hurry
+		t.Run(mode, func(t *testing.T) { hostileClients(t, "--mode="+mode) })
+	}
+}
+
+func hostileClients(t *testing.T, mode string) {
 	s := newSite(t)
-	k := s.start("--mode=ebpf", "--scope=all", "--sweep-interval=1s", s.socket())
+	metrics := freeAddress(t)
+	k := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket(), "--metrics="+metrics)
 	path := filepath.Join(s.dir, "kzr.sock")
 	var warm document
 	s.wantAnswer("/v1/parents", &warm)
@@ -777,13 +785,13 @@ func TestScenario33HostileClients(t *testing.T) {
 			_, _ = io.WriteString(c, "POST /v1/status HTTP/1.1\r\nHost: kzr\r\nContent-Length: 999999999\r\n\r\n"+strings.Repeat("x", 100000))
 		},
 	}
-	const each = 50
 	var mu sync.Mutex
-	for kind, act := range kinds {
+	attack := func(kind, each int, network, address string) {
+		act := kinds[kind]
 		for range each {
 			clients.Go(func() {
 				for {
-					c, err := net.Dial("unix", path)
+					c, err := net.Dial(network, address)
 					if err == nil {
 						mu.Lock()
 						sent[kind]++
@@ -806,6 +814,31 @@ func TestScenario33HostileClients(t *testing.T) {
 			})
 		}
 	}
+	for kind := range kinds {
+		attack(kind, 50, "unix", path)
+		attack(kind, 3, "tcp", metrics) // all 32 connections would leave none for who asks well
+	}
+	scrapes, longest := 0, time.Duration(0)
+	clients.Go(func() {
+		client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		for since := time.Now(); ; {
+			if r, err := client.Get("http://" + metrics + "/metrics"); err == nil {
+				text, err := io.ReadAll(r.Body)
+				r.Body.Close()
+				if err == nil && r.StatusCode == http.StatusOK && strings.Contains(string(text), "\nkzr_sweeps_total ") {
+					scrapes++
+					longest = max(longest, time.Since(since))
+					since = time.Now()
+				}
+			}
+			select {
+			case <-quit:
+				longest = max(longest, time.Since(since))
+				return
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+	})
 	stopClients := sync.OnceFunc(func() { close(quit); clients.Wait() })
 	t.Cleanup(stopClients)
 
@@ -825,6 +858,9 @@ func TestScenario33HostileClients(t *testing.T) {
 	for _, n := range sent {
 		total += n
 	}
+	if scrapes == 0 || longest > patience/2 {
+		t.Errorf("%d scrapes, and none for %v", scrapes, longest)
+	}
 	if worst > 5*time.Second {
 		t.Errorf("a target waited %v", worst)
 	}
@@ -832,6 +868,6 @@ func TestScenario33HostileClients(t *testing.T) {
 	s.wantAnswer("/v1/parents", &warm)
 	t.Logf("before %v; during %v; after %v", before, during, k.usage())
 	k.small(maxResident)
-	record(t, total, fmt.Sprintf("%d connections of %d bad kinds beside %d targets, each signalled within %v; %.0f MiB at the peak, %d descriptors then, %d after",
-		total, len(kinds), targets, worst.Round(10*time.Millisecond), float64(k.usage().peak)/(1<<20), during.files, k.usage().files))
+	record(t, total, fmt.Sprintf("%d connections of %d bad kinds beside %d targets, each signalled within %v, and %d scrapes, none of which took more than %v; %.0f MiB at the peak, %d descriptors then, %d after",
+		total, len(kinds), targets, worst.Round(10*time.Millisecond), scrapes, longest.Round(100*time.Millisecond), float64(k.usage().peak)/(1<<20), during.files, k.usage().files))
 }
