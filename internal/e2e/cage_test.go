@@ -25,6 +25,7 @@ import (
 //	nobody       uid and gid 65534, no capability
 //	nocap=N      capability N is taken away
 //	nobpf=ERRNO  bpf(2) fails with that number
+//	nolink=ERRNO  bpf(2) does all but attach programs
 //	timens=SECONDS  a time namespace, its clocks so much ahead
 //	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
 //	nofile=N     no more than N descriptors
@@ -100,6 +101,8 @@ func cageStep(verb string, n int) error {
 		return dropCapability(n)
 	case "nobpf":
 		return deny(unix.SYS_BPF, unix.Errno(n))
+	case "nolink":
+		return deny(unix.SYS_BPF, unix.Errno(n), unix.BPF_LINK_CREATE)
 	case "nofile":
 		return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})
 	case "timens":
@@ -139,17 +142,25 @@ func dropCapability(n int) error {
 }
 
 // deny makes a system call of this architecture fail, for this thread and what
-// it executes.
-func deny(call int, errno unix.Errno) error {
+// it executes; or only with one of these values as its first argument.
+func deny(call int, errno unix.Errno, only ...uint32) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
+	allow := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // seccomp_data.nr
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(call)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: uint32(call)},
+		allow,
 	}
+	if len(only) > 0 {
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 16}) // the low half of args[0]
+		for i, value := range only {
+			filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: uint8(len(only) - i), K: value})
+		}
+		filter = append(filter, allow)
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)})
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	_, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filter)

@@ -150,6 +150,7 @@ func TestScenario27NoBPF(t *testing.T) {
 	for _, c := range []struct{ name, steps string }{
 		{"seccomp says EPERM", "nobpf=1"},
 		{"seccomp says ENOSYS", "nobpf=38"}, // as a kernel without bpf(2) does
+		{"seccomp denies the links only", "nolink=1"},
 		{"no BTF", "mntns nobtf"},
 		{"no capability", noBPF},
 	} {
@@ -172,6 +173,21 @@ func TestScenario27NoBPF(t *testing.T) {
 				t.Errorf("scan: source %q", doc.Source)
 			}
 		})
+	}
+}
+
+// Where no pidfd can be had, no signal could be sent, so kzr does not begin. Who
+// only looks needs none.
+func TestScenario27NoPidfd(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	for _, mode := range []string{"--mode=auto", "--mode=ebpf", "--mode=proc"} {
+		run(t, "nopidfd", "run", "--config="+s.config, "--socket=", mode).refused(t, 1, "could send no signal here", "pidfd_open", "function not implemented")
+	}
+	z := zoo.Start(t, "in=pidns,proc exec=%s leak=12 serve", s.exe)
+	doc, r := s.scan("nopidfd")
+	if p, _ := doc.of(z.PID); p.Countable != 12 {
+		t.Errorf("scan: %+v\n%s", p, r.stderr)
 	}
 }
 
