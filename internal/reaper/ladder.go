@@ -36,9 +36,10 @@ const (
 // ladder is what is done to one parent. Only its goroutine touches it, except for
 // what r.mu guards.
 //
-// It sends, looks, and waits for the effect of a signal, on a seat, with a pidfd.
-// What can take any time, until the limits leave room or the parent may be
-// signalled again, it waits for without either.
+// It sends, looks, and waits for the effect of a signal, on a seat, with a pidfd:
+// the same one from the first look to the last. Only while it waits for what can
+// take any time, until the limits leave room or the parent may be signalled again,
+// does it give both to another ladder that has none.
 //
 // Why no signal can reach anybody but the parent that met the rule: call the
 // process that the pidfd was opened for P; the pidfd means P for good, and
@@ -196,10 +197,8 @@ func (l *ladder) nudge(ctx context.Context) *Outcome {
 			return nil
 		}
 		// It may have thousands, and reap one each time.
-		if l.r.seats.wanted() {
-			if out := l.rest(ctx, 0); out != nil {
-				return out
-			}
+		if out := l.rest(ctx, 0); out != nil {
+			return out
 		}
 	}
 }
@@ -461,8 +460,12 @@ func (l *ladder) wait(ctx context.Context, d time.Duration) *Outcome {
 	}
 }
 
-// rest is wait for one whose turn may not come for long. It has no seat meanwhile.
+// rest is wait for one whose turn may not come for long. It gives its seat to who
+// wants one.
 func (l *ladder) rest(ctx context.Context, d time.Duration) *Outcome {
+	if !l.r.seats.wanted() {
+		return l.wait(ctx, d)
+	}
 	l.stand()
 	select {
 	case <-time.After(d):
@@ -506,18 +509,26 @@ func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 	return nil
 }
 
-// queue waits for the answer to the ticket without a seat. That the parent has
-// died is worth a look in between: others wait for what its ladder waits for.
+// queue waits for the answer to the ticket, and gives its seat to who wants one.
+// That the parent has died is worth a look in between: others wait for what its
+// ladder waits for.
 func (l *ladder) queue(ctx context.Context) *Outcome {
-	l.stand()
-	check := time.NewTicker(l.r.timing.check)
-	defer check.Stop()
+	l.forget()
 	for {
+		if l.proc != nil && l.r.seats.wanted() {
+			l.stand()
+		}
+		pause, dead := l.r.timing.check, (<-chan struct{})(nil)
+		if l.proc != nil {
+			pause, dead = l.r.timing.look, l.proc.dead
+		}
 		select {
 		case <-l.ticket.answer:
 			return nil
-		case <-check.C:
-			if gone(l.id.PID) {
+		case <-dead:
+			return l.ended(ctx)
+		case <-time.After(pause):
+			if l.proc == nil && gone(l.id.PID) {
 				return l.ended(ctx)
 			}
 		case <-ctx.Done():
