@@ -147,7 +147,7 @@ func TestStreamTellsOfTheEnd(t *testing.T) {
 }
 
 // A document stays one that a reader can take, whatever processes are called.
-func TestDocumentIsBounded(t *testing.T) {
+func TestFaultHugeDocument(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.start("--mode=proc", "--scope=all", s.socket())
