@@ -130,6 +130,7 @@ fuzz: ## every Fuzz function there is, one after the other, for FUZZTIME=10s eac
 
 # The half million zombies of the storm take 5 GB of the kernel's memory. The
 # tables are written even if a test fails, and say so.
+at_length = KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=500000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 KZR_STOP_SECONDS=60
 .PHONY: reliability
 reliability: ## run all that is to be survived, at length, and write docs/RELIABILITY.md
 	$(root)
@@ -138,9 +139,8 @@ reliability: ## run all that is to be survived, at length, and write docs/RELIAB
 	@mkdir -p .cache
 	rm -f .cache/vm/*-tests.log
 	$(MAKE) vmtest ARGS="bullseye bookworm trixie arm64 tests" || true
-	KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=500000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 KZR_STOP_SECONDS=60 \
-		go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
-	go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
+	$(at_length) go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
+	$(at_length) KZR_COMMIT=$$(git rev-parse --short HEAD) go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
 
 .PHONY: vmtest
 vmtest: ## kernel tests and the package on Debian 11, 12 and 13 (from its archive), in QEMU; ARGS="bookworm tests"; arm64 with ARGS=arm64

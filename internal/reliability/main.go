@@ -4,7 +4,9 @@
 // Nothing in them is written by hand. It fails if a test did.
 //
 // Tests say what came of them with [testing.TB.Attr]: `times`, how often they
-// tried, and `result`, one sentence.
+// tried, and `result`, one sentence. On top stand the machine, the commit, which
+// KZR_COMMIT names, and the settings that the tests read: all other variables
+// that begin with KZR_.
 package main
 
 import (
@@ -365,6 +367,27 @@ func machine() string {
 		time.Now().UTC().Format(time.DateOnly), release, runtime.NumCPU(), runtime.Version())
 }
 
+// conditions says of what commit and with what settings this was, as far as the
+// environment tells.
+func conditions(environ []string) string {
+	commit, settings := "", []string{}
+	for _, v := range environ {
+		if c, ok := strings.CutPrefix(v, "KZR_COMMIT="); ok {
+			commit = c
+		} else if strings.HasPrefix(v, "KZR_") {
+			settings = append(settings, v)
+		}
+	}
+	text := ""
+	if commit != "" {
+		text += fmt.Sprintf(", commit `%s`", commit)
+	}
+	if slices.Sort(settings); len(settings) > 0 {
+		text += fmt.Sprintf(", with `%s`", strings.Join(settings, " "))
+	}
+	return text
+}
+
 func main() {
 	failed, err := run(os.Stdin, os.Stdout, os.Args[1:])
 	if err != nil {
@@ -394,7 +417,7 @@ func run(in io.Reader, out io.Writer, logs []string) (failed bool, err error) {
 		}
 		guests = append(guests, g)
 	}
-	failed = write(out, tries, machine())
+	failed = write(out, tries, machine()+conditions(os.Environ()))
 	if len(guests) > 0 {
 		failed = writeGuests(out, guests) || failed
 	}

@@ -58,6 +58,16 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestConditions(t *testing.T) {
+	if got := conditions([]string{"HOME=/root"}); got != "" {
+		t.Errorf("of nothing it says %q", got)
+	}
+	got := conditions([]string{"KZR_SOAK=2m", "HOME=/root", "KZR_COMMIT=0123abc", "KZR_REUSE=2000"})
+	if want := ", commit `0123abc`, with `KZR_REUSE=2000 KZR_SOAK=2m`"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestGuests(t *testing.T) {
 	log := func(kernel, took string) string {
 		return strings.ReplaceAll("Linux "+kernel+`
