@@ -3,7 +3,6 @@ package container
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -37,7 +36,7 @@ func criNames(ctx context.Context, client *http.Client, m Match) (names, error) 
 	}
 	status := at(answer, 1)
 	if string(at(status, 1)) != id {
-		return names{}, fmt.Errorf("%w: it is about another container", errRefused)
+		return names{}, errAnother
 	}
 	n := names{
 		name:      string(at(status, 2, 1)),
@@ -81,7 +80,7 @@ func sandboxNames(ctx context.Context, client *http.Client, id string) (names, e
 	}
 	status := at(answer, 1)
 	if string(at(status, 1)) != id {
-		return names{}, fmt.Errorf("%w: it is about another container", errRefused)
+		return names{}, errAnother
 	}
 	return names{
 		pod:       string(at(status, 2, 1)),

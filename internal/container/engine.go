@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -10,59 +9,88 @@ import (
 
 // engineNames asks Docker, or podman, which answers the same question alike.
 func engineNames(ctx context.Context, client *http.Client, m Match) (names, error) {
-	var c struct {
-		ID     string `json:"Id"`
-		Name   string
-		Config struct {
-			Image  string
-			Labels map[string]string
-		}
+	var id, name, image string
+	var pod names // what its labels say of it
+	var podUID string
+	labels := map[string]*string{
+		labelPodUID: &podUID, labelPod: &pod.pod, labelNamespace: &pod.namespace, labelContainer: &pod.name,
 	}
-	status, err := engineGet(ctx, client, "/containers/"+m.ID+"/json", &c)
+	found, err := engineGet(ctx, client, "/containers/"+m.ID+"/json", func(j *jsonReader, key string) error {
+		switch key {
+		case "Id":
+			return j.text(&id)
+		case "Name":
+			return j.text(&name)
+		case "Config":
+			return j.object(func(key string) error {
+				switch key {
+				case "Image":
+					return j.text(&image)
+				case "Labels":
+					return j.object(func(key string) error {
+						if to := labels[key]; to != nil {
+							return j.text(to)
+						}
+						return j.skip()
+					})
+				}
+				return j.skip()
+			})
+		}
+		return j.skip()
+	})
 	switch {
 	case err != nil:
 		return names{}, err
-	case status == http.StatusNotFound:
+	case !found:
 		return names{}, errUnknown
-	case c.ID != m.ID:
-		return names{}, fmt.Errorf("%w: it is about another container", errRefused)
+	case id != m.ID:
+		return names{}, errAnother
 	}
-	n := names{name: strings.TrimPrefix(c.Name, "/"), image: c.Config.Image}
+	n := names{name: strings.TrimPrefix(name, "/"), image: image}
 	// An image can carry any label. kubelet overrides these, so they are true
 	// where the cgroup, which no image chooses, is in that very pod.
-	if l := c.Config.Labels; m.PodUID != "" && l[labelPodUID] == m.PodUID {
-		n.pod, n.namespace, n.name = l[labelPod], l[labelNamespace], l[labelContainer]
+	if m.PodUID != "" && podUID == m.PodUID {
+		n.pod, n.namespace, n.name = pod.pod, pod.namespace, pod.name
 	}
 	return n, nil
 }
 
-func engineVersion(ctx context.Context, client *http.Client) (string, error) {
-	var v struct{ Version string }
-	status, err := engineGet(ctx, client, "/version", &v)
-	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("HTTP status %d", status)
+func engineVersion(ctx context.Context, client *http.Client) (version string, err error) {
+	found, err := engineGet(ctx, client, "/version", func(j *jsonReader, key string) error {
+		if key == "Version" {
+			return j.text(&version)
+		}
+		return j.skip()
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("HTTP status %d", http.StatusNotFound)
 	}
-	return v.Version, err
+	return version, err
 }
 
-// engineGet decodes the answer into v if there is one; 404 is no error.
-func engineGet(ctx context.Context, client *http.Client, path string, v any) (status int, err error) {
+// engineGet calls field for every key of the object that is the answer, if there
+// is one.
+func engineGet(ctx context.Context, client *http.Client, path string, field func(j *jsonReader, key string) error) (found bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	resp, body, err := do(client, req) //nolint:bodyclose // do has read and closed it
+	resp, err := send(client, req)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
+	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
-		if err := json.Unmarshal(body, v); err != nil {
-			return 0, fmt.Errorf("%w: %w", errRefused, err)
-		}
 	case http.StatusNotFound:
+		return false, nil
 	default:
-		return 0, fmt.Errorf("HTTP status %d", resp.StatusCode)
+		return false, fmt.Errorf("HTTP status %d", resp.StatusCode)
 	}
-	return resp.StatusCode, nil
+	j := newJSONReader(resp.Body)
+	if err := j.object(func(key string) error { return field(j, key) }); err != nil {
+		return false, err
+	}
+	return true, j.end()
 }

@@ -19,7 +19,7 @@ import (
 // 4.5 MiB more of binary and 3.7 MiB more of resident memory, of the 20 MiB that
 // kzr may have; the tests hold this file against both of them.
 
-// maxAnswer bounds what is read of one answer. A container with the largest
+// maxAnswer bounds what is read of one answer by CRI. A container with the largest
 // annotations that Kubernetes allows stays below it.
 const maxAnswer = 1 << 20
 
@@ -50,15 +50,20 @@ func newClient(path string, http2 bool) *http.Client {
 	}
 }
 
-// do sends req and returns the answer with its whole body.
-func do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
+// send sends req and returns the answer, whose body the caller closes.
+func send(client *http.Client, req *http.Request) (*http.Response, error) {
 	req.Header.Set("User-Agent", "kzr")
 	resp, err := client.Do(req)
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		err = ue.Err // the method and the made-up host say nothing
+	}
+	return resp, err
+}
+
+// do sends req and returns the answer with its whole body.
+func do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
+	resp, err := send(client, req)
 	if err != nil {
-		// The method and the made-up host say nothing.
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err
-		}
 		return nil, nil, err
 	}
 	defer resp.Body.Close()

@@ -132,8 +132,9 @@ func (r *Resolver) Problems() []string {
 }
 
 // Lookup returns what is known of a container now, and whether that includes
-// the runtime's names. What is missing or old is asked for in the background,
-// so looking up a container early is how to have its name in time.
+// the runtime's names, or that it has none that could be used. What is missing or
+// old is asked for in the background, so looking up a container early is how to
+// have its name in time.
 //
 // It is about the outermost container: inner ids belong to runtimes that kzr
 // cannot ask, or are made up.
@@ -237,6 +238,14 @@ func (r *Resolver) ask(ctx context.Context, m Match) (news bool) {
 		news = !c.known || c.names != n
 		c.names, c.known = n, true
 		c.due, c.wait = time.Now().Add(refreshAfter), 0
+	case refused:
+		// Who made it so must not gain by it: it has no names, and no rule waits for
+		// them.
+		if news = !c.known; news {
+			r.log.Warn("a container's names cannot be used; rules that ask for one do not match it", "container", m.ID)
+		}
+		c.known = true
+		c.due, c.wait = time.Now().Add(refreshAfter), 0
 	case unknown:
 		c.wait = min(max(2*c.wait, retryAfter), refreshAfter)
 		c.due = time.Now().Add(c.wait)
@@ -250,12 +259,14 @@ type outcome int
 
 const (
 	answered outcome = iota
+	refused          // what it answered cannot be used
 	unknown          // to all sockets that could be asked
 	silent           // no socket could be asked
 )
 
 // askSockets returns the names that the first socket to know them gives or, if
-// none could be asked, until when that stays so.
+// none could be asked, until when that stays so. Of other outcomes the first in
+// the list counts.
 func (r *Resolver) askSockets(ctx context.Context, m Match) (names, outcome, time.Time) {
 	got, until := silent, time.Now().Add(lastPause)
 	for _, s := range r.sockets {
@@ -272,20 +283,23 @@ func (r *Resolver) askSockets(ctx context.Context, m Match) (names, outcome, tim
 		if ctx.Err() != nil {
 			break
 		}
-		failed := err != nil && !errors.Is(err, errUnknown) && !errors.Is(err, errRefused)
+		unusable := errors.Is(err, errGarbled) || errors.Is(err, errRefused)
+		failed := err != nil && !unusable && !errors.Is(err, errUnknown)
 		switch changed := s.result(!failed); {
 		case changed && failed && !r.absent(err):
 			r.log.Warn("container runtime gives no names", "socket", s.path, "err", s.explain(err))
 		case changed && !failed:
 			r.log.Info("container runtime gives names", "socket", s.path)
-		case errors.Is(err, errRefused):
+		case unusable:
 			r.log.Debug("container runtime's answer refused", "socket", s.path, "container", m.ID, "err", err)
 		}
 		switch {
 		case err == nil:
 			return n, answered, time.Time{}
+		case errors.Is(err, errRefused):
+			got = refused
 		case !failed:
-			got = unknown
+			got = min(got, unknown)
 		default:
 			if t := s.paused(); t.Before(until) {
 				until = t

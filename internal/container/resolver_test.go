@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -332,6 +333,76 @@ func TestNames(t *testing.T) {
 	})
 }
 
+// An image may carry megabytes of environment and labels: the names are found all
+// the same, wherever they stand, and little memory is taken.
+func TestHugeContainer(t *testing.T) {
+	env := make([]string, 100)
+	for i := range env {
+		env[i] = "X=" + strings.Repeat(`\"é`, 16<<10)
+	}
+	config := map[string]any{
+		"Env": env, "Image": "alpine:3", "Labels": map[string]any{
+			"a": strings.Repeat("x", 4<<20), labelPod: "web-0", labelPodUID: uidA, labelNamespace: "shop", labelContainer: "app", "z": map[string]any{"more": []any{1.5e3, true, nil}},
+		},
+	}
+	sock := serveJSON(t, "docker.sock", map[string]any{"GET /containers/" + idA + "/json": map[string]any{"Config": config, "Id": idA, "Name": "/app"}})
+	r := NewResolver(Options{Sockets: []string{sock}})
+	r.sockets[0].timeout = patience // the test's server is slow
+	want := task.Container{Runtime: "docker", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "shop", Name: "app", Image: "alpine:3"}
+	if got, ok := r.Resolve(t.Context(), mustParse(t, systemdPod+"/docker-"+idA+".scope")); !ok || got != want {
+		t.Errorf("\n got %+v\nwant %+v", got, want)
+	}
+
+	text, err := json.MarshalIndent(map[string]any{"Config": config, "Id": idA, "Name": "/app"}, "", strings.Repeat(" ", 1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: answerer(func(*http.Request) *http.Response {
+		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(text))}
+	})}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	n, err := engineNames(t.Context(), client, mustParse(t, "/docker/"+idA).Outer)
+	runtime.ReadMemStats(&after)
+	if err != nil || n != (names{name: "app", image: "alpine:3"}) {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 2<<20 {
+		t.Errorf("reading %d bytes took %d bytes of memory", len(text), got)
+	}
+}
+
+// One whose answer is longer than anybody reads has no names, and is not waited
+// for; but those that were known before are kept.
+func TestTooHugeContainer(t *testing.T) {
+	label := strings.Repeat("x", maxJSON)
+	var huge atomic.Bool
+	sock := serveHTTP(t, "docker.sock", func(w http.ResponseWriter, r *http.Request) {
+		c := map[string]any{"Id": path.Base(path.Dir(r.URL.Path)), "Name": "/app"}
+		if huge.Load() || c["Id"] == idB {
+			c["Config"] = map[string]any{"Labels": map[string]string{"a": label}}
+		}
+		_ = json.NewEncoder(w).Encode(c)
+	})
+	r := NewResolver(Options{Sockets: []string{sock}})
+	r.sockets[0].timeout = patience // it writes for as long as anybody reads
+	if c, ok := r.Resolve(t.Context(), mustParse(t, "/docker/"+idB)); !ok || c.Name != "" {
+		t.Errorf("got %+v, %t", c, ok)
+	}
+	for range 2 {
+		if c, ok := r.Resolve(t.Context(), mustParse(t, "/docker/"+idA)); !ok || c.Name != "app" {
+			t.Errorf("got %+v, %t", c, ok)
+		}
+		huge.Store(true)
+		r.mu.Lock()
+		r.get(idA).due = time.Time{}
+		r.mu.Unlock()
+	}
+	if until := r.sockets[0].paused(); !until.IsZero() {
+		t.Error("the socket is not asked any more")
+	}
+}
+
 func TestNamedIsTold(t *testing.T) {
 	f := &fakeCRI{}
 	f.put(kubeletContainer(idA, "web-0"))
@@ -503,10 +574,12 @@ func TestHostileSocket(t *testing.T) {
 		"a name that is not UTF-8":    grpcAnswer("0", status("web\xff")),
 		"a huge message":              grpcAnswer("0", status(strings.Repeat("x", 2*maxAnswer))),
 	}
+	// What a tenant may have made so will be no better later: there are no names.
+	final := []string{"never ends", "a huge message", "a huge name", "a name with an escape in it", "a name of two lines", "a name that is not UTF-8"}
 	for name, serve := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bad := serve(t)
+			bad, final := serve(t), slices.Contains(final, name)
 			f := &fakeCRI{}
 			f.put(kubeletContainer(idA, "good"))
 
@@ -516,15 +589,15 @@ func TestHostileSocket(t *testing.T) {
 			run(t, r)
 			began := time.Now()
 			for range 1000 {
-				if c, ok := r.Lookup(pod(t, idA)); ok || c != pod(t, idA).Container() {
+				if c, ok := r.Lookup(pod(t, idA)); ok && !final || c != pod(t, idA).Container() {
 					t.Fatalf("got a name: %+v", c)
 				}
 			}
 			if d := time.Since(began); d > time.Second {
 				t.Errorf("1,000 look-ups took %v", d)
 			}
-			if c, ok := r.Resolve(t.Context(), pod(t, idA)); ok || c != pod(t, idA).Container() {
-				t.Errorf("got a name: %+v", c)
+			if c, ok := r.Resolve(t.Context(), pod(t, idA)); ok != final || c != pod(t, idA).Container() {
+				t.Errorf("got a name: %+v, %t", c, ok)
 			}
 
 			// Before another it costs that one's names no more than a pause.
@@ -624,7 +697,7 @@ func FuzzAnswer(f *testing.F) {
 				}
 				about := bytes.Contains(slices.Concat(status, sandbox), []byte(idA))
 				if name != "cri.sock" {
-					about = json.Unmarshal(status, &engine) == nil && engine.ID == idA
+					about = bytes.Contains(status, []byte(idA)) || json.Unmarshal(status, &engine) == nil && engine.ID == idA
 				}
 				if ok && !about {
 					t.Errorf("%s speaks of another, and %s is %+v", name, cgroup, got)

@@ -46,12 +46,16 @@ const (
 	APIPodman API = "podman"
 )
 
-// The two errors that are about one container and not about the socket. The
-// second is no reason to stop asking: what an answer holds can be a tenant's
-// doing.
+// The errors that are about one container and not about the socket: they are no
+// reason to stop asking it. A garbled answer no tenant can bring about. One that
+// is refused, for its length or the names in it, may well be a tenant's doing, and
+// would be the same the next time.
 var (
 	errUnknown = errors.New("no such container")
-	errRefused = errors.New("unusable answer")
+	errGarbled = errors.New("unusable answer")
+	errRefused = errors.New("refused answer")
+
+	errAnother = fmt.Errorf("%w: it is about another container", errGarbled)
 )
 
 // names is what only a runtime knows.
@@ -127,8 +131,8 @@ func (s *socket) mayKnow(m Match) bool {
 	return false
 }
 
-// names asks for one container. Errors other than errUnknown and errRefused are
-// the socket's failure.
+// names asks for one container. Errors other than errUnknown, errGarbled and
+// errRefused are the socket's failure.
 func (s *socket) names(ctx context.Context, m Match) (names, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
