@@ -368,8 +368,8 @@ func (e *eye) refresh(ctx context.Context) error {
 
 // shown puts what the loop knows over what a look at a process says.
 func (d *Daemon) shown(f *finding, now time.Duration) {
-	if st, ok := d.reaper.Status(f.proc.ID); ok {
-		f.verdict, f.reason = policy.Acting, st.Reason
+	if reason, acting := d.reaper.Status(f.proc.ID); acting {
+		f.verdict, f.reason = policy.Acting, reason
 		return
 	}
 	d.mu.Lock()

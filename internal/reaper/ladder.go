@@ -18,13 +18,10 @@ import (
 // steps is the ladder. Each step sends its signal if that makes sense, waits and
 // checks for itself whether that was enough. It returns nil to hand over to the
 // next one, or how the ladder ended.
-var steps = []struct {
-	name string
-	run  func(*ladder, context.Context) *Outcome
-}{
-	{"SIGCHLD", (*ladder).nudge},
-	{"SIGTERM", (*ladder).terminate},
-	{"SIGKILL", (*ladder).kill},
+var steps = []func(*ladder, context.Context) *Outcome{
+	(*ladder).nudge,     // SIGCHLD
+	(*ladder).terminate, // SIGTERM
+	(*ladder).kill,      // SIGKILL
 }
 
 const (
@@ -58,10 +55,10 @@ type ladder struct {
 	id       task.ID
 	workload string
 	// Guarded by r.mu:
-	status  Status
-	seat    *seat   // nil if it has none and waits for none
-	waiting *ticket // for an answer, nil if none is
-	hurry   bool    // its parent's zombies have become why pids run out
+	reason  policy.Reason // why no signal is sent right now, "" if nothing stands in the way
+	seat    *seat         // nil if it has none and waits for none
+	waiting *ticket       // for an answer, nil if none is
+	hurry   bool          // its parent's zombies have become why pids run out
 
 	proc   *pidfd  // nil without a seat
 	stood  bool    // it had another pidfd before
@@ -108,7 +105,7 @@ func (l *ladder) sit(ctx context.Context) *Outcome {
 	select {
 	case <-seat.ready:
 	default:
-		l.note(func() { l.status.Reason = cmp.Or(l.status.Reason, policy.RateLimited) })
+		l.note(func() { l.reason = cmp.Or(l.reason, policy.RateLimited) })
 		select {
 		case <-seat.ready:
 		case <-ctx.Done():
@@ -156,9 +153,8 @@ func (l *ladder) climb(ctx context.Context) *Outcome {
 	if until := l.r.limits.exhausted(l.workload); !until.IsZero() {
 		return l.exhausted(until)
 	}
-	for _, s := range steps {
-		l.note(func() { l.status = Status{Step: s.name} })
-		if out := s.run(l, ctx); out != nil {
+	for _, step := range steps {
+		if out := step(l, ctx); out != nil {
 			return out
 		}
 	}
@@ -284,7 +280,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 		case out != nil:
 			return out
 		case reason == "":
-			l.note(func() { l.status.Reason = "" })
+			l.note(func() { l.reason = "" })
 			if !waited || l.pause == 0 {
 				l.sure = true
 				return nil
@@ -566,8 +562,8 @@ func (l *ladder) whilePutOff(reason policy.Reason) (wait func(context.Context, t
 func (l *ladder) putOff(reason policy.Reason, message string) {
 	changed := false
 	l.note(func() {
-		changed = l.status.Reason != reason
-		l.status.Reason = reason
+		changed = l.reason != reason
+		l.reason = reason
 	})
 	if changed {
 		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: message})
@@ -635,7 +631,7 @@ func (l *ladder) ended(ctx context.Context) *Outcome {
 		message += where.String()
 	}
 	l.emit(report.Event{Name: report.EventTerminated, Message: message})
-	return &Outcome{Result: Terminated, Moved: moved}
+	return &Outcome{Result: Terminated}
 }
 
 // moved says who has the zombies of the dead parent and does not reap them. By
@@ -669,7 +665,7 @@ func (l *ladder) rehearsed() *Outcome {
 // failed ends a ladder that cannot go on.
 func (l *ladder) failed(err error) *Outcome {
 	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error()})
-	return &Outcome{Result: GaveUp, Err: err, Tried: l.tried}
+	return &Outcome{Result: GaveUp, Tried: l.tried}
 }
 
 // cancelled ends the ladder because kzr stops. If signals were sent, the trail

@@ -78,32 +78,21 @@ const (
 	Reaped     Result = "reaped"     // it fell under the rule after a signal, and lives
 	Terminated Result = "terminated" // it is dead, after SIGTERM or SIGKILL
 	Spared     Result = "spared"     // for Outcome.Reason; recovered is also the end by itself, and a rule that asks for more now
-	GaveUp     Result = "gave_up"    // nothing more can be done, see Outcome.Err
+	GaveUp     Result = "gave_up"    // nothing more can be done; what was reported says why
 	Rehearsed  Result = "rehearsed"  // a dry run came to its end
 	Cancelled  Result = "cancelled"  // kzr is stopping
 )
 
 // Outcome is the end of one ladder.
 type Outcome struct {
-	ID       task.ID
-	Workload string
-	Result   Result
-	Reason   policy.Reason // of Spared
+	ID     task.ID
+	Result Result
+	Reason policy.Reason // of Spared
 	// Until is when it makes sense to act on this parent again, zero if the
 	// caller is to judge: with the reason [policy.Backoff] the moment at which
 	// its workload has a kill left.
 	Until time.Time
-	Err   error // of GaveUp
-	Tried bool  // of GaveUp: a signal was sent, or refused; else it could not be looked at
-	// Moved holds, of Terminated, the parents that got its zombies and have not
-	// reaped them, with how many of a sample of up to 64 each of them holds.
-	Moved map[task.ID]int
-}
-
-// Status is where a running ladder is.
-type Status struct {
-	Step   string        // SIGCHLD, SIGTERM or SIGKILL: the signal that it is about to send, or whose effect it waits for
-	Reason policy.Reason // why no signal is sent right now, "" if nothing stands in the way
+	Tried bool // of GaveUp: a signal was sent, or refused; else it could not be looked at
 }
 
 // Reaper runs ladders.
@@ -165,11 +154,11 @@ func (r *Reaper) Act(id task.ID, workload string) bool {
 	if r.ladders[id] != nil {
 		return false
 	}
-	l := &ladder{r: r, id: id, workload: workload, status: Status{Step: steps[0].name}}
+	l := &ladder{r: r, id: id, workload: workload}
 	r.ladders[id] = l
 	r.running.Go(func() {
 		out := l.run(r.ctx)
-		out.ID, out.Workload = id, workload
+		out.ID = id
 		// The ladder counts as running until its outcome is taken, so that nobody
 		// starts another one in ignorance of it.
 		select {
@@ -213,14 +202,15 @@ func (r *Reaper) isDryRun() bool {
 // as long as the reaper's context lives.
 func (r *Reaper) Outcomes() <-chan Outcome { return r.outcomes }
 
-// Status says where the ladder of a parent is, and whether one is running.
-func (r *Reaper) Status(id task.ID) (Status, bool) {
+// Status says whether a ladder of this parent is running, and why it sends no
+// signal right now, "" if nothing stands in the way.
+func (r *Reaper) Status(id task.ID) (reason policy.Reason, running bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.ladders[id]; l != nil {
-		return l.status, true
+		return l.reason, true
 	}
-	return Status{}, false
+	return "", false
 }
 
 // Set puts other settings in force, for running ladders too. The waits come with
