@@ -56,7 +56,7 @@ generate() {
 # The licences of the modules that are linked into the binary.
 licences() {
 	local module dir file
-	go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/kzr | sort -u |
+	go list -buildvcs=false -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/kzr | sort -u |
 		while read -r module version dir; do
 			for file in "$dir"/{LICENSE,LICENCE,COPYING,NOTICE}*; do
 				[ ! -f "$file" ] || printf '==== %s %s: %s\n\n%s\n\n' "$module" "$version" "${file##*/}" "$(cat "$file")"

@@ -21,7 +21,7 @@ build "$native"
 
 # What is in DIST can be installed by a pattern: one version of it.
 mkdir -p "$DIST"
-find "$DIST" -maxdepth 1 -name 'kzr[-_]*.[dr][ep][bm]' ! -name "kzr[-_]$VERSION[-_]*" -delete
+find "$DIST" -maxdepth 1 -name 'kzr[-_]*.[dr][ep][bm]' ! -name "kzr[-_]${VERSION}[-_]*" -delete
 
 umask 022
 for ARCH in $1; do
