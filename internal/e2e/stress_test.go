@@ -80,6 +80,11 @@ func (d *daemon) small(limit int) {
 	d.t.Helper()
 	if u := d.usage(); u.peak > limit && !raceBuild {
 		d.t.Errorf("kzr held %.1f MiB at its peak, more than %d MiB", float64(u.peak)/(1<<20), limit>>20)
+		for line := range strings.Lines(readFile(d.t, fmt.Sprintf("/proc/%d/status", d.pid))) {
+			if strings.HasPrefix(line, "Rss") { // of what kind it is now
+				d.t.Log(strings.TrimSpace(line))
+			}
+		}
 	}
 }
 
