@@ -184,12 +184,15 @@ func hangCmdlines(k *daemon) *tracer {
 	return tr
 }
 
-// No descriptor is left to kzr: it cannot see, says so and does nothing. When
-// there are some again it goes on by itself.
+// No descriptor is left to kzr: it cannot see, says so and does nothing. It lives
+// all the same, and its manager hears so. When there are some again it goes on by
+// itself.
 func TestFaultNoDescriptors(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--scope=all", "--sweep-interval=1s")
+		m := s.newManager(3 * time.Second)
+		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s")
+		zoo.Within(t, patience, "the first sign of life", func() bool { return m.fed() > 0 })
 		var old unix.Rlimit
 		if err := unix.Prlimit(k.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: 1024}, &old); err != nil {
 			t.Fatal(err)
@@ -197,7 +200,9 @@ func TestFaultNoDescriptors(t *testing.T) {
 		z := zoo.Start(t, "exec=%s leak=20 serve", s.exe)
 		failed := func(e event) bool { return e.Level == "ERROR" && strings.Contains(e.Error, "too many open files") }
 		k.awaitN(3, "sweeps that fail", failed)
+		fed := m.fed()
 		time.Sleep(2 * time.Second)
+		zoo.Within(t, patience, "kzr feeds the watchdog without descriptors", func() bool { return m.fed() >= fed+3 })
 		alive(t, z.Proc)
 		if signals := k.all(isSignal); len(signals) > 0 {
 			t.Errorf("signalled blindly: %s", signals[0].line)

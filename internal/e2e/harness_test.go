@@ -264,6 +264,13 @@ func (m *manager) listen() {
 	}
 }
 
+// fed returns how often the watchdog was fed so far.
+func (m *manager) fed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.beats)
+}
+
 // wantFed wants that kzr was ready, and fed the watchdog in time until now. It
 // returns the longest time between two signs of life.
 func (m *manager) wantFed() (longest time.Duration) {
