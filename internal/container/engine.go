@@ -2,76 +2,56 @@ package container
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
 )
 
+// maxEngineAnswer bounds what is read of one answer by Docker or podman. It tells
+// everything about a container, also its environment and its labels, which can be
+// megabytes.
+const maxEngineAnswer = 4 << 20
+
 // engineNames asks Docker, or podman, which answers the same question alike.
 func engineNames(ctx context.Context, client *http.Client, m Match) (names, error) {
-	var id, name, image string
-	var pod names // what its labels say of it
-	var podUID string
-	labels := map[string]*string{
-		labelPodUID: &podUID, labelPod: &pod.pod, labelNamespace: &pod.namespace, labelContainer: &pod.name,
-	}
-	found, err := engineGet(ctx, client, "/containers/"+m.ID+"/json", func(j *jsonReader, key string) error {
-		switch key {
-		case "Id":
-			return j.text(&id)
-		case "Name":
-			return j.text(&name)
-		case "Config":
-			return j.object(func(key string) error {
-				switch key {
-				case "Image":
-					return j.text(&image)
-				case "Labels":
-					return j.object(func(key string) error {
-						if to := labels[key]; to != nil {
-							return j.text(to)
-						}
-						return j.skip()
-					})
-				}
-				return j.skip()
-			})
+	var c struct {
+		ID     string `json:"Id"`
+		Name   string
+		Config struct {
+			Image  string
+			Labels map[string]string // in a struct their case would not matter
 		}
-		return j.skip()
-	})
+	}
+	found, err := engineGet(ctx, client, "/containers/"+m.ID+"/json", &c)
 	switch {
 	case err != nil:
 		return names{}, err
 	case !found:
 		return names{}, errUnknown
-	case id != m.ID:
+	case c.ID != m.ID:
 		return names{}, errAnother
 	}
-	n := names{name: strings.TrimPrefix(name, "/"), image: image}
+	n := names{name: strings.TrimPrefix(c.Name, "/"), image: c.Config.Image}
 	// An image can carry any label. kubelet overrides these, so they are true
 	// where the cgroup, which no image chooses, is in that very pod.
-	if m.PodUID != "" && podUID == m.PodUID {
-		n.pod, n.namespace, n.name = pod.pod, pod.namespace, pod.name
+	if l := c.Config.Labels; m.PodUID != "" && l[labelPodUID] == m.PodUID {
+		n.pod, n.namespace, n.name = l[labelPod], l[labelNamespace], l[labelContainer]
 	}
 	return n, nil
 }
 
-func engineVersion(ctx context.Context, client *http.Client) (version string, err error) {
-	found, err := engineGet(ctx, client, "/version", func(j *jsonReader, key string) error {
-		if key == "Version" {
-			return j.text(&version)
-		}
-		return j.skip()
-	})
+func engineVersion(ctx context.Context, client *http.Client) (string, error) {
+	var v struct{ Version string }
+	found, err := engineGet(ctx, client, "/version", &v)
 	if err == nil && !found {
 		err = fmt.Errorf("HTTP status %d", http.StatusNotFound)
 	}
-	return version, err
+	return v.Version, err
 }
 
-// engineGet calls field for every key of the object that is the answer, if there
-// is one.
-func engineGet(ctx context.Context, client *http.Client, path string, field func(j *jsonReader, key string) error) (found bool, err error) {
+// engineGet decodes the answer into v, if there is one.
+func engineGet(ctx context.Context, client *http.Client, path string, v any) (found bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
 	if err != nil {
 		return false, err
@@ -88,9 +68,12 @@ func engineGet(ctx context.Context, client *http.Client, path string, field func
 	default:
 		return false, fmt.Errorf("HTTP status %d", resp.StatusCode)
 	}
-	j := newJSONReader(resp.Body)
-	if err := j.object(func(key string) error { return field(j, key) }); err != nil {
+	body, err := readAtMost(resp.Body, maxEngineAnswer)
+	if err != nil {
 		return false, err
 	}
-	return true, j.end()
+	if err := json.Unmarshal(body, v); err != nil {
+		return false, fmt.Errorf("%w: %w", errGarbled, err)
+	}
+	return true, nil
 }

@@ -67,14 +67,20 @@ func do(client *http.Client, req *http.Request) (*http.Response, []byte, error) 
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the answer: %w", err)
+	body, err := readAtMost(resp.Body, maxAnswer)
+	return resp, body, err
+}
+
+// readAtMost reads an answer, which is refused if it is longer than n bytes.
+func readAtMost(r io.Reader, n int64) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, n+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	case int64(len(body)) > n:
+		return nil, fmt.Errorf("%w: it is longer than %d bytes", errRefused, n)
 	}
-	if len(body) > maxAnswer {
-		return nil, nil, fmt.Errorf("%w: it is longer than %d bytes", errRefused, maxAnswer)
-	}
-	return resp, body, nil
+	return body, nil
 }
 
 // The gRPC status codes that kzr tells apart.
