@@ -135,7 +135,7 @@ func TestStreamTellsOfTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer answer.Body.Close()
-	k.send(syscall.SIGTERM)
+	k.stop()
 	text, err := io.ReadAll(answer.Body)
 	if err != nil {
 		t.Fatal(err)

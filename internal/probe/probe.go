@@ -220,8 +220,6 @@ func (p *Probe) Hints(f func(task.Hint)) error {
 		if rec.Remaining > 0 {
 			continue
 		}
-		// Whoever has thousands of hints made has them read together.
-		time.Sleep(drainEvery)
 		// Records can only be lost while the ring is full, so whoever empties
 		// it is sure to come by here.
 		c, err := p.Counters()
@@ -232,6 +230,8 @@ func (p *Probe) Hints(f func(task.Hint)) error {
 			lost = c.Lost
 			f(task.Hint{Lost: true})
 		}
+		// Whoever has thousands of hints made has them read together.
+		time.Sleep(drainEvery)
 	}
 }
 
