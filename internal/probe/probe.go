@@ -161,7 +161,8 @@ func (p *Probe) attach() (err error) {
 	return nil
 }
 
-// Close detaches and frees everything, and ends [Probe.Hints].
+// Close detaches and frees everything. No other method may be running or follow: see
+// StopHints.
 func (p *Probe) Close() error {
 	var errs []error
 	if p.exit != nil {

@@ -33,10 +33,11 @@ func open(t *testing.T, level int) (*Probe, *hints) {
 	done := make(chan error)
 	go func() { done <- p.Hints(h.add) }()
 	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
+		p.StopHints()
+		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if err := <-done; err != nil {
+		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
 	})
