@@ -146,9 +146,9 @@ func TestStreamTellsOfTheEnd(t *testing.T) {
 	}
 }
 
-// A document stays one that a reader can take, whatever processes are called.
+// A document stays one that a reader can take, whatever processes are called. Not
+// beside other tests, whose kzr would look at all these parents too.
 func TestFaultHugeDocument(t *testing.T) {
-	t.Parallel()
 	s := newSite(t)
 	s.start("--mode=proc", "--scope=all", s.socket())
 	const parents = 1300
