@@ -352,8 +352,8 @@ func TestPick(t *testing.T) {
 		},
 		{
 			"hybrid, only one controller is used",
-			"9:name=systemd:/\n8:pids:/\n4:memory:/process_api/7932791c\n0::/\n",
-			"/process_api/7932791c", "/",
+			"9:name=systemd:/\n8:pids:/\n4:memory:/jobs/7932791c\n0::/\n",
+			"/jobs/7932791c", "/",
 		},
 		{
 			"a zombie on v1",
