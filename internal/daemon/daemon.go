@@ -138,6 +138,7 @@ type watched struct {
 // so that nobody can put the end off for ever.
 type keeping struct {
 	since time.Duration // kept since then, 0 if it is not
+	last  time.Duration // the last look that found it so
 	given time.Duration // back so far
 	until time.Duration // it has the time until then
 }
@@ -145,9 +146,13 @@ type keeping struct {
 func (k *keeping) note(kept bool, now, grace time.Duration) {
 	switch {
 	case kept && k.since == 0:
-		k.since = now
-	case !kept && k.since != 0:
-		back := min(now-k.since, grace-k.given)
+		k.since, k.last = now, now
+	case kept:
+		k.last = now
+	case k.since != 0:
+		// Not what is between the last two looks: one that forks much is often found
+		// in uninterruptible sleep, and the next sweep may be a minute later.
+		back := min(k.last-k.since, grace-k.given)
 		if back > 0 {
 			k.given += back
 			k.until = now + back

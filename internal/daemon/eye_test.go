@@ -238,16 +238,22 @@ func TestKeeping(t *testing.T) {
 	}
 	at(1, false)
 	want(1, 0)
+	at(20, true) // once, for a moment
+	at(80, false)
+	want(80, 0)
 	at(100, true)
 	at(110, true)
-	at(120, false) // 20 s
-	want(120, 140)
-	want(139, 140)
-	want(140, 0)
+	at(120, true)
+	at(121, false) // 20 s
+	want(121, 141)
+	want(140, 141)
+	want(141, 0)
 	at(200, true)
-	at(900, false) // the other 40 s
-	want(901, 940)
+	at(900, true)
+	at(901, false) // the other 40 s
+	want(902, 941)
 	at(1000, true)
-	at(1100, false)
-	want(1100, 0)
+	at(1100, true)
+	at(1101, false)
+	want(1101, 0)
 }
