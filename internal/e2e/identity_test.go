@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -259,7 +257,7 @@ func TestScenario18HostileNames(t *testing.T) {
 			t.Errorf("%d bytes of command line", n)
 		}
 		for _, url := range []string{"/v1/parents", "/v1/status", fmt.Sprintf("/v1/parents/%d", v.PID), "/metrics"} {
-			clean(t, url, fetch(t, filepath.Join(s.dir, "kzr.sock"), url))
+			clean(t, url, s.wantText(url))
 		}
 		look.stop()
 
@@ -320,33 +318,6 @@ func freeAddress(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
-}
-
-func fetch(t *testing.T, socket, path string) string {
-	t.Helper()
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	r, err := http.NewRequest(http.MethodGet, "http://kzr"+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Close = true
-	if err := r.Write(conn); err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(conn); err != nil {
-		t.Fatal(err)
-	}
-	head, body, _ := strings.Cut(b.String(), "\r\n\r\n")
-	if !strings.HasPrefix(head, "HTTP/1.1 200 ") {
-		t.Fatalf("%s: %s", path, b.String())
-	}
-	return body
 }
 
 // Processes that hide who they are.

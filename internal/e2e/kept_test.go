@@ -1,11 +1,7 @@
 package e2e
 
 import (
-	"bufio"
-	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,7 +78,7 @@ func TestRefusedReload(t *testing.T) {
 			t.Errorf("%s", e.line)
 		}
 		zoo.Within(t, patience, "it is among the problems", func() bool { return problem() != "" })
-		if text := s.scrape(); !strings.Contains(text, "\nkzr_config_last_reload_successful 0\n") {
+		if text := s.wantText("/metrics"); !strings.Contains(text, "\nkzr_config_last_reload_successful 0\n") {
 			t.Error("not in the metrics")
 		}
 	}
@@ -96,26 +92,9 @@ func TestRefusedReload(t *testing.T) {
 		t.Errorf("%s", e.line)
 	}
 	zoo.Within(t, patience, "it is a problem no more", func() bool { return problem() == "" })
-	if text := s.scrape(); !strings.Contains(text, "\nkzr_config_last_reload_successful 1\n") {
+	if text := s.wantText("/metrics"); !strings.Contains(text, "\nkzr_config_last_reload_successful 1\n") {
 		t.Error("not in the metrics")
 	}
-}
-
-// scrape gets the metrics from the socket.
-func (s *site) scrape() string {
-	s.t.Helper()
-	conn, err := net.Dial("unix", filepath.Join(s.dir, "kzr.sock"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprint(conn, "GET /metrics HTTP/1.0\r\n\r\n")
-	text, err := io.ReadAll(conn)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return string(text)
 }
 
 // Whoever reads the stream is told that kzr stops.
@@ -123,20 +102,13 @@ func TestStreamTellsOfTheEnd(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	k := s.start("--mode=proc", "--scope=all", s.socket())
-	conn, err := net.Dial("unix", filepath.Join(s.dir, "kzr.sock"))
+	stream, err := s.open("/v1/events")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprint(conn, "GET /v1/events HTTP/1.1\r\nHost: kzr\r\n\r\n")
-	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
+	defer stream.Close()
 	k.stop()
-	text, err := io.ReadAll(answer.Body)
+	text, err := io.ReadAll(stream)
 	if err != nil {
 		t.Fatal(err)
 	}

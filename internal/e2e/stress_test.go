@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -172,8 +173,8 @@ type status struct {
 // socket is the flag that gives kzr a socket in the site's directory.
 func (s *site) socket() string { return "--socket=" + filepath.Join(s.dir, "kzr.sock") }
 
-// ask gets a JSON document from the socket.
-func (s *site) ask(path string, into any) error {
+// open begins a request to the socket; the caller closes the answer.
+func (s *site) open(path string) (io.ReadCloser, error) {
 	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -182,17 +183,42 @@ func (s *site) ask(path string, into any) error {
 	}}
 	answer, err := client.Get("http://kzr" + path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
+	if answer.StatusCode != http.StatusOK {
+		defer answer.Body.Close()
+		body, err := io.ReadAll(answer.Body)
+		return nil, errors.Join(fmt.Errorf("%s: %s: %s", path, answer.Status, body), err)
+	}
+	return answer.Body, nil
+}
+
+// get is the whole answer to a request to the socket.
+func (s *site) get(path string) ([]byte, error) {
+	body, err := s.open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+// ask gets a JSON document from the socket.
+func (s *site) ask(path string, into any) error {
+	body, err := s.get(path)
 	if err != nil {
 		return err
 	}
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", path, answer.Status, body)
-	}
 	return json.Unmarshal(body, into)
+}
+
+func (s *site) wantText(path string) string {
+	s.t.Helper()
+	body, err := s.get(path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(body)
 }
 
 func (s *site) wantAnswer(path string, into any) {

@@ -138,14 +138,9 @@ func refusal(err, memlock error) error {
 	return fmt.Errorf("loading the eBPF programs is denied, by a seccomp filter, lockdown or another security module: %w", os.ErrPermission)
 }
 
-// capable says whether this process has a capability in effect.
 func capable(c int) bool {
-	var data [2]unix.CapUserData
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	if err := unix.Capget(&head, &data[0]); err != nil {
-		return false
-	}
-	return data[c/32].Effective&(1<<(c%32)) != 0
+	has, err := task.Capable(c)
+	return has && err == nil
 }
 
 func (p *Probe) attach() (err error) {

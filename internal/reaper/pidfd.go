@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
 )
 
 // errGone says that a pid belongs to no thread group any more.
@@ -141,15 +143,11 @@ var ErrNoKill = errors.New("no CAP_KILL: processes of other users cannot be sign
 // MaySignal says whether kzr may signal any process of its user namespace: nil,
 // [ErrNoKill], or why that cannot be known.
 func MaySignal() error {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&head, &data[0]); err != nil {
-		return fmt.Errorf("reading kzr's capabilities: %w", err)
+	may, err := task.Capable(unix.CAP_KILL)
+	if err == nil && !may {
+		err = ErrNoKill
 	}
-	if data[0].Effective&(1<<unix.CAP_KILL) == 0 {
-		return ErrNoKill
-	}
-	return nil
+	return err
 }
 
 // Rehearse makes the system calls of a ladder on kzr itself, with the signal

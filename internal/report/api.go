@@ -63,11 +63,11 @@ type Status struct {
 	LogDropped uint64 `json:"logDropped"`
 	Sweeps     uint64 `json:"sweeps"`
 
-	LastSweep time.Time `json:"lastSweep"`
-	NextSweep time.Time `json:"-"` // due at the latest, zero before the first
+	LastSweep    time.Time `json:"lastSweep"`
+	SweepSeconds float64   `json:"sweepSeconds"` // how long it took
 
-	ReloadFailed bool    `json:"-"`            // the last one changed nothing; why is among the problems
-	SweepSeconds float64 `json:"sweepSeconds"` // how long it took
+	NextSweep    time.Time `json:"-"` // due at the latest, zero before the first
+	ReloadFailed bool      `json:"-"` // the last one changed nothing; why is among the problems
 }
 
 // Detail is GET /v1/parents/{pid}: all that helps to understand one parent.
