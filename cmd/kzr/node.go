@@ -113,7 +113,7 @@ func (n *node) options(c config.Config) (daemon.Options, error) {
 	return o, nil
 }
 
-// attached looks whether hints can come in. It is called after each snapshot.
+// attached looks whether hints can come in. It is called before each snapshot.
 func (n *node) attached() {
 	if err := n.probe.Attached(); err != nil {
 		n.deafen(err)

@@ -23,9 +23,10 @@ type manager struct {
 	addr  *net.UnixAddr // nil without one
 	every time.Duration
 
-	mu    sync.Mutex
-	conn  *net.UnixConn // made at the start: later there may be no descriptor for it
 	ready bool
+
+	mu   sync.Mutex
+	conn *net.UnixConn // made at the start: later there may be no descriptor for it
 }
 
 func newManager() (*manager, error) {
@@ -39,19 +40,22 @@ func newManager() (*manager, error) {
 	}
 	if name := os.Getenv("NOTIFY_SOCKET"); name != "" {
 		m.addr = &net.UnixAddr{Name: name, Net: "unixgram"}
-		if err := m.dial(); err != nil {
-			return nil, fmt.Errorf("connecting to systemd's notify socket: %w", err)
-		}
+		_ = m.dial() // what does not listen yet is tried again, and told of, at each message
 	}
 	return m, nil
 }
 
-func (m *manager) dial() (err error) {
+// dial makes the connection, in place of one that does not work.
+func (m *manager) dial() error {
+	conn, err := net.DialUnix(m.addr.Net, nil, m.addr)
+	if err != nil {
+		return err
+	}
 	if m.conn != nil {
 		m.conn.Close()
 	}
-	m.conn, err = net.DialUnix(m.addr.Net, nil, m.addr)
-	return err
+	m.conn = conn
+	return nil
 }
 
 // beat feeds the watchdog. The loop that does the work calls it, the first time
@@ -95,17 +99,16 @@ func (m *manager) notify(state string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	err := m.write(state)
-	if err != nil && m.dial() == nil { // another manager may listen there now
-		err = m.write(state)
+	if m.conn != nil && m.write(state) == nil {
+		return nil
 	}
-	return err
+	if err := m.dial(); err != nil { // another manager may listen there now
+		return err
+	}
+	return m.write(state)
 }
 
 func (m *manager) write(state string) error {
-	if m.conn == nil {
-		return net.ErrClosed
-	}
 	if err := m.conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
 		return err
 	}

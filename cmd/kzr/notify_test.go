@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"kzr/internal/report"
@@ -19,6 +22,39 @@ func TestStatusLine(t *testing.T) {
 	} {
 		if got := statusLine(st); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+// A notify socket that nobody listens on, as of a manager that is gone, is no
+// reason not to work. It is used when somebody does, again and again.
+func TestManagerComesAndGoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	t.Setenv("NOTIFY_SOCKET", path)
+	m, err := newManager()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := m.busy(); err == nil {
+			t.Error("nobody listens, and nobody says so")
+		}
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := m.busy(); err != nil {
+				t.Error(err)
+			}
+			b := make([]byte, 100)
+			if n, err := l.Read(b); err != nil || string(b[:n]) != "WATCHDOG=1" {
+				t.Errorf("%q, %v", b[:n], err)
+			}
+		}
+		l.Close()
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
