@@ -561,6 +561,9 @@ func TestScenario28TableFull(t *testing.T) {
 	k := s.startInside(z, "--mode=proc", "--scope=all", "--grace=1h", "--pressure=0.85")
 	began := k.usage()
 	cron, before, after := newWaiting(t, inside(z, "sh", "-c", cronScript)), newWaiting(t, inside(z, "sh", "-c", forkScript)), newWaiting(t, inside(z, "sh", "-c", forkScript))
+	for _, w := range []*waiting{cron, before, after} {
+		zoo.Within(t, patience, "nsenter has forked", func() bool { return len(zoo.Children(w.cmd.Process.Pid)) == 1 })
+	}
 
 	fill(t, k, leaker)
 	cannotFork(t, cron)
