@@ -138,7 +138,7 @@ reliability: ## run all that is to be survived, at length, and write docs/RELIAB
 	$(call need,ps,procps)
 	@mkdir -p .cache
 	rm -f .cache/vm/*-tests.log
-	$(MAKE) vmtest ARGS="bullseye bookworm trixie arm64 tests" || true
+	$(MAKE) vmtest ARGS="trixie bookworm bullseye arm64 tests" || true
 	$(at_length) go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
 	$(at_length) KZR_COMMIT=$$(git rev-parse --short HEAD) go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
 

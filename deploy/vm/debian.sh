@@ -59,9 +59,11 @@ kernel() {
 	mv "$dir/vmlinuz.new" "$dir/vmlinuz"
 }
 
-# No documentation, no locales, no apt lists: it is unpacked into memory.
+# No documentation, no locales, no apt lists: it is unpacked into memory. In the
+# older releases rpm would bring 80 MB with it.
 root() {
-	local content=(--variant=essential --include="systemd,systemd-sysv,dbus,procps,rpm")
+	local content=(--variant=essential --include="systemd,systemd-sysv,dbus,procps")
+	[ "$suite" != trixie ] || content+=(--include=rpm)
 	# A package's scripts cannot run on another processor: only its files
 	# and, below, a link.
 	[ "$arch" = amd64 ] || content=(--variant=extract --skip=check/qemu --include='?essential' --include='mount,procps')

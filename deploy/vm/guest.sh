@@ -368,7 +368,9 @@ tell
 mkfifo /tmp/none
 mark_journal
 start=$mark
-for step in install_it start_it reload_it pids_limit asks_runtime serves_metrics table_full watchdog without_bpf without_btf stop_it upgrade_it remove_it with_rpm; do
+steps=(install_it start_it reload_it pids_limit asks_runtime serves_metrics table_full watchdog without_bpf without_btf stop_it upgrade_it remove_it)
+! grep -q trixie /etc/os-release || steps+=(with_rpm) # the only one that has rpm: debian.sh
+for step in "${steps[@]}"; do
 	echo "== $step ($SECONDS s)"
 	"$step"
 done

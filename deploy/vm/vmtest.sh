@@ -21,7 +21,7 @@ for arg; do
 	*) suites+=("$arg") ;;
 	esac
 done
-[ ${#suites[@]} -gt 0 ] || suites=(bullseye bookworm trixie)
+[ ${#suites[@]} -gt 0 ] || suites=(trixie bookworm bullseye)
 [ ${#parts[@]} -gt 0 ] || parts=(tests systemd)
 
 # $(arch SUITE)
@@ -43,7 +43,7 @@ kernel_tests() {
 		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotsAreForgotten|TestSnapshotInAStorm|TestVeryManyChildrenNeedAWalk
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more
 		tracker
-		e2e -test.parallel=6 -test.run=Scenario(04|08|09|10|29|31)|Scenario28MachineFull
+		e2e -test.parallel=6 -test.run=Scenario(04|08|09|10|31)|Scenario28MachineFull|Scenario29ContainerAtItsPidsMax/ebpf
 	END
 }
 
@@ -65,7 +65,7 @@ build_tests() {
 	arm64) build_zoo "$dir/vm/zoo" aarch64-linux-gnu-gcc ;;
 	esac
 	while read -r package args; do
-		go test -c -o "$dir/vm/tests/$package" "./internal/$package"
+		go test -c -ldflags='-s -w' -o "$dir/vm/tests/$package" "./internal/$package"
 		echo "$package $args" >>"$dir/vm/tests/list"
 	done < <(kernel_tests)
 }
@@ -93,10 +93,10 @@ boot() {
 	local qemu machine console
 	case $(arch "$suite") in
 	amd64)
-		# cx16 and the clock: 6.12 crashes at random in QEMU 7.2 with either. la57
-		# would give the emulator a fifth level of page tables to walk.
+		# A plain CPU is the fastest to emulate. With cx16, or the time stamp counter
+		# watched, 6.12 crashes at random in QEMU 7.2.
 		qemu=qemu-system-x86_64 console=ttyS0
-		machine=(-cpu "max,-cx16,-la57" -serial "file:$logs/$name.log")
+		machine=(-cpu "qemu64,-cx16" -serial "file:$logs/$name.log")
 		;;
 	arm64)
 		# Not max, for which QEMU would work out pointer authentication. The second
@@ -106,7 +106,9 @@ boot() {
 			-chardev "null,id=none" -chardev "file,id=log,path=$logs/$name.log")
 		;;
 	esac
-	timeout -k 5 600 "$qemu" -accel tcg,thread=multi -smp 2 -m 1500 \
+	# One thread for both CPUs: there are more machines than cores, and with two QEMU
+	# before 8.1 now and then runs code that the kernel has just patched.
+	timeout -k 5 600 "$qemu" -accel tcg,thread=single -smp 2 -m 1500 \
 		-nodefaults -no-user-config -display none -no-reboot -serial "file:$logs/$name.console" "${machine[@]}" \
 		-kernel "$cache/$suite/vmlinuz" -initrd "$scratch/$name.initrd" \
 		-append "rdinit=$init console=$console panic=-1 quiet mitigations=off init_on_alloc=0 nokaslr tsc=reliable systemd.unit=vmtest.service systemd.show_status=no" || true
@@ -161,10 +163,11 @@ for pid in "${images[@]}"; do
 	wait "$pid"
 done
 
-# Three at once: each of them waits for something a third of its time.
+# Four at once on two cores: each waits for something a third of its time. What takes
+# longest, trixie's, comes first.
 failed=0
 for run in "${runs[@]}"; do
-	while [ "$(jobs -rp | wc -l)" -ge 3 ]; do
+	while [ "$(jobs -rp | wc -l)" -ge 4 ]; do
 		wait -n || failed=1
 	done
 	read -r suite part <<<"$run"
