@@ -232,7 +232,7 @@ func (p *Policy) Protected(proc *task.Process) bool {
 		// It may be anything. A pid that is not certain is never a target.
 		return true
 	}
-	if proc.ExeForeign || strings.HasPrefix(proc.Exe, memory) {
+	if strings.HasPrefix(proc.Exe, memory) {
 		return false
 	}
 	return infrastructure(proc.Exe) ||

@@ -93,10 +93,6 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 	if err := l.files(&p); err != nil {
 		return task.Process{}, err
 	}
-	p.ExeForeign, err = s.foreign(body, p.MntNS)
-	if err := l.check("mounts", err); err != nil {
-		return task.Process{}, err
-	}
 	if err := s.readCgroups(&p, &l); err != nil {
 		return task.Process{}, err
 	}

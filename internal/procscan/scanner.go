@@ -45,7 +45,6 @@ type Scanner struct {
 	pidMax  int
 	threads int
 	cgroups hierarchies
-	mounts  mountTable
 
 	turn    chan struct{} // holds one token: the right to walk
 	workers []*worker     // used by the holder of the turn
@@ -98,7 +97,6 @@ func (s *Scanner) open() error {
 			*fd = f
 		}
 	}
-	s.openMounts()
 	s.cgroups = openHierarchies(s.fs)
 	for range workerCount() {
 		s.workers = append(s.workers, newWorker(s.root))
@@ -136,7 +134,6 @@ func (s *Scanner) OnProgress(f func()) { s.moved = f }
 // Close gives the descriptors back. No other method may be running or follow.
 func (s *Scanner) Close() error {
 	s.dropReserve()
-	s.mounts.close()
 	for _, fd := range []int{s.loadavg, s.pidMax, s.threads} {
 		if fd >= 0 {
 			_ = unix.Close(fd) // opened for reading: nothing is lost

@@ -126,9 +126,6 @@ type Process struct {
 	// " (deleted)" that ExeDeleted stands for; empty if it cannot be read.
 	Exe        string
 	ExeDeleted bool
-	// ExeForeign says that it is in the host's mount namespace and its executable is
-	// not: Exe means nothing there.
-	ExeForeign bool
 	Cmdline    []string // only where a person is shown it; nil if empty or unreadable; at most 4 KiB in all
 	UID        uint32   // real uid in kzr's user namespace
 	State      byte     // R, S, D, T, t, Z, X, I … as in /proc/PID/stat
