@@ -275,6 +275,7 @@ var infrastructureNames = []string{
 
 var userWritable = []string{
 	"/home/", "/var/home/", "/tmp/", "/var/tmp/", "/dev/", "/run/user/", "/run/lock/", "/var/lock/",
+	"/media/", "/run/media/", "/var/crash/",
 }
 
 // kubeletHome is where Google's node images keep kubelet and its runtime.
