@@ -128,8 +128,9 @@ fuzz: ## every Fuzz function there is, one after the other, for FUZZTIME=10s eac
 		[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }; \
 	}
 
-# The half million zombies of the storm take 5 GB of the kernel's memory. The
-# tables are written even if a test fails, and say so.
+# The half million zombies of the storm take 5 GB of the kernel's memory. Where pids
+# change hands, kzr is stopped at each system call: so no storm beside it. The tables
+# are written even if a test fails, and say so.
 at_length = KZR_SOAK=$(DURATION) KZR_REUSE=2000 KZR_STORM=500000 KZR_FLASH_SECONDS=60 KZR_HOSTILE_SECONDS=60 KZR_STOP_SECONDS=60
 .PHONY: reliability
 reliability: ## run all that is to be survived, at length, and write docs/RELIABILITY.md
@@ -139,7 +140,9 @@ reliability: ## run all that is to be survived, at length, and write docs/RELIAB
 	@mkdir -p .cache
 	rm -f .cache/vm/*-tests.log
 	$(MAKE) vmtest ARGS="trixie bookworm bullseye arm64 tests" || true
-	$(at_length) go test -json -count=1 -timeout 0 ./internal/e2e >.cache/reliability.json || true
+	for tests in "-skip $(hostile)" "-run $(hostile) -skip ^TestScenario11" "-run ^TestScenario11"; do \
+		$(at_length) go test -json -count=1 -timeout 0 $$tests ./internal/e2e || true; \
+	done >.cache/reliability.json
 	$(at_length) KZR_COMMIT=$$(git rev-parse --short HEAD) go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
 
 .PHONY: vmtest
