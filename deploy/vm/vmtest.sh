@@ -27,12 +27,17 @@ done
 # $(arch SUITE)
 arch() { [ "$1" = arm64 ] && echo arm64 || echo amd64; }
 
-runs=()
+runs=() last=()
 for part in "${parts[@]}"; do
 	for suite in "${suites[@]}"; do
-		[ "$suite $part" = "arm64 systemd" ] || runs+=("$suite $part")
+		case "$suite $part" in
+		"arm64 tests") last=("$suite $part") ;;
+		"arm64 systemd") ;;
+		*) runs+=("$suite $part") ;;
+		esac
 	done
 done
+runs+=("${last[@]}")
 [ ${#runs[@]} -gt 0 ] || { echo >&2 "${0##*/}: there are only tests for arm64" && exit 1; }
 
 # What is for a real kernel to answer, and arguments for it. An emulated CPU is
@@ -132,7 +137,7 @@ run() {
 	local passed skipped
 	passed=$(grep -Ec '^ *--- PASS: |^ok ' "$logs/$name.log" || true)
 	skipped=$(grep -Ec '^ *--- SKIP: ' "$logs/$name.log" || true)
-	echo "$name: $(sed -n 's/^Linux //p' "$logs/$name.log" | tr -d '\r'): $(verdict "$name"): $passed passed, $skipped skipped, $((SECONDS - began)) s"
+	echo "$name: $(sed -n 's/^Linux //p' "$logs/$name.log" | tr -d '\r'): $(verdict "$name"): $passed passed, $skipped skipped, $((SECONDS - began)) s, $SECONDS s after the start"
 	[ "$(verdict "$name")" = passed ] && return
 	# All but what passed.
 	grep -aEv '^ *(=== |--- PASS: )' "$logs/$name.log" | tail -n 300
