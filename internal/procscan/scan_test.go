@@ -407,7 +407,8 @@ func TestInspectVanishing(t *testing.T) {
 	s := open(t)
 	z := zoo.Start(t, "storm=0,rate=4000,reap=100 flash=300,kids=2 serve")
 	gone := 0
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+	began := time.Now()
+	for took := time.Duration(0); took < time.Second || gone == 0 && took < 30*time.Second; took = time.Since(began) {
 		for _, pid := range append(zoo.Children(z.PID), z.PID) {
 			p, err := s.Inspect(pid)
 			switch {
