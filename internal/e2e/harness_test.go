@@ -393,14 +393,9 @@ func (d *daemon) story(pid int) []string {
 	return words
 }
 
-// wantStory compares the story of a process. Any process can be found waiting in
-// the kernel when kzr looks.
 func (d *daemon) wantStory(pid int, want ...string) {
 	d.t.Helper()
-	got := slices.DeleteFunc(d.story(pid), func(line string) bool {
-		return line == "spared uninterruptible" && !slices.Contains(want, line)
-	})
-	if !slices.Equal(got, want) {
+	if got := d.story(pid); !slices.Equal(got, want) {
 		d.t.Errorf("the story of pid %d is\n\t%s\nbut should be\n\t%s", pid, strings.Join(got, ", "), strings.Join(want, ", "))
 	}
 }

@@ -76,6 +76,7 @@ func TestDecide(t *testing.T) {
 		{"configured, where a user has mounted it", config.ScopeAll, with(onHost("/opt/agent/bin/agentd"), func(p *task.Process) { p.MntNS, p.UserNS = 999, 999 }), Target, ""},
 		{"systemd in a user namespace that sees the host's files", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd"), func(p *task.Process) { p.UserNS = 999 }), Spared, Protected},
 		{"systemd in namespaces that cannot be read", config.ScopeAll, with(onHost("/usr/lib/systemd/systemd"), func(p *task.Process) { p.MntNS, p.UserNS = 0, 0 }), Spared, Protected},
+		{"systemd on a stick", config.ScopeAll, onHost("/run/media/user/stick/systemd"), Target, ""},
 		{"systemd in no file", config.ScopeAll, onHost("/memfd:x/systemd"), Target, ""},
 		{"configured, in no file", config.ScopeAll, onHost("/memfd:x/agentd"), Target, ""},
 		{"a user's program on Fedora's image", config.ScopeAll, onHost("/var/home/eve/kubelet"), Target, ""},
