@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -392,7 +393,9 @@ func (d *Daemon) due(now time.Duration) (all []task.ID) {
 func (d *Daemon) sweep(ctx context.Context) {
 	d.sweeping.Store(true)
 	defer d.sweeping.Store(false)
-	began, cpu := task.Now(), cpuTime()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began, cpu := task.Now(), task.ThreadTime()
 	last, err := d.eye.sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -416,7 +419,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 	failed.log(ctx, d.opts.Logger)
 
 	now := task.Now()
-	cost := min(now-began, cpuTime()-cpu)
+	cost := min(now-began, task.ThreadTime()-cpu+last.helped)
 	d.rested = now + rest*cost
 	d.sweepAt = last.at + d.sweepInterval(cost)
 	d.stats.sweepBy.Store(int64(d.sweepAt))

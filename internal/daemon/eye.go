@@ -5,12 +5,11 @@ import (
 	"context"
 	"errors"
 	"path"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"kzr/internal/config"
 	"kzr/internal/container"
@@ -65,7 +64,9 @@ type last struct {
 	took   time.Duration
 	// cost is the CPU time of it, which on a node that is overloaded is far less
 	// than the time it took: there, of all places, kzr must not look less often.
+	// Nor must it because of what clients cost meanwhile, so it is that of threads.
 	cost    time.Duration
+	helped  time.Duration // of cost, what was used by threads other than the caller's
 	tasks   int
 	zombies int
 }
@@ -76,28 +77,21 @@ func (e *eye) set(r rules) {
 	e.rules = r
 }
 
-// cpuTime is what this process has used of all CPUs.
-func cpuTime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts); err != nil {
-		panic("CLOCK_PROCESS_CPUTIME_ID is part of every Linux kernel: " + err.Error())
-	}
-	return time.Duration(ts.Nano())
-}
-
 // sweep looks at the whole node.
 func (e *eye) sweep(ctx context.Context) (last, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	began := cpuTime()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := task.ThreadTime()
 	s, err := e.whole(ctx)
 	if err != nil {
 		return last{}, err
 	}
 	took := s.Ended - s.Began
 	e.last = last{
-		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, cpuTime()-began),
-		tasks: s.Tasks, zombies: s.Zombies(),
+		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, task.ThreadTime()-began+s.Helped),
+		helped: s.Helped, tasks: s.Tasks, zombies: s.Zombies(),
 	}
 	e.swept(e.last)
 	return e.last, nil
@@ -128,17 +122,8 @@ type finding struct {
 	reason   policy.Reason // also of a parent that does not meet its rule: what will spare it
 }
 
-// judge says what is to be thought of a parent as the tracker knows it. The
-// caller holds mu. It fails with [procscan.ErrGone].
-func (e *eye) judge(id task.ID, now time.Duration) (finding, error) {
-	proc, err := e.inspect(id)
-	if err != nil {
-		return finding{}, err
-	}
-	return e.weigh(proc, now), nil
-}
-
-// weigh is judge for a process that was looked at already.
+// weigh says what is to be thought of a parent as the tracker knows it. The caller
+// holds mu.
 func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 	f := finding{proc: proc, never: true}
 	p, ok := e.tracker.Get(proc.ID)

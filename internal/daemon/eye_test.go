@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -154,7 +156,7 @@ func TestTheGreatestAreShown(t *testing.T) {
 	if _, err := d.eye.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	all, none, _, err := d.eye.all(1000)
+	all, none, _, err := d.eye.all(t.Context(), 1000)
 	if err != nil || none != 0 || len(all) < len(ids) {
 		t.Fatalf("%d parents, %d omitted, %v", len(all), none, err)
 	}
@@ -164,7 +166,7 @@ func TestTheGreatestAreShown(t *testing.T) {
 			least++
 		}
 	}
-	some, omitted, _, err := d.eye.all(least)
+	some, omitted, _, err := d.eye.all(t.Context(), least)
 	// Of the machine's others some may be gone by now.
 	if err != nil || omitted != d.eye.tracker.Len()-least || len(some) < 3 || len(some) > least {
 		t.Fatalf("%d parents, %d omitted of %d, %v", len(some), omitted, d.eye.tracker.Len(), err)
@@ -179,6 +181,91 @@ func TestTheGreatestAreShown(t *testing.T) {
 		if _, looked := d.eye.album.before[ids[i]]; looked {
 			t.Errorf("parent %d was looked at, and not shown", i)
 		}
+	}
+}
+
+// A document of very many parents takes long. Nobody who decides waits for it, and
+// it is given up when nobody waits for it any more.
+func TestADocumentHoldsUpNobody(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	leakers(t, 6, 6, 6)
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range maxReading { // as if the kernel let each of them wait
+		d.eye.reading <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	answer := make(chan error, 1)
+	go func() {
+		_, err := d.Document(ctx)
+		answer <- err
+	}()
+	swept := make(chan error, 1)
+	for range 100 { // in one of them at least it is under way
+		go func() {
+			_, err := d.eye.sweep(t.Context())
+			swept <- err
+		}()
+		select {
+		case err := <-swept:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("a sweep waits for a document")
+		}
+	}
+	select {
+	case err := <-answer:
+		t.Fatalf("a document without a look at anybody: %v", err)
+	default:
+	}
+	cancel()
+	for range maxReading {
+		<-d.eye.reading
+	}
+	if err := <-answer; !errors.Is(err, context.Canceled) {
+		t.Errorf("given up with %v", err)
+	}
+	if doc, err := d.Document(t.Context()); err != nil || len(doc.Parents) < 3 {
+		t.Errorf("afterwards: %d parents, %v", len(doc.Parents), err)
+	}
+}
+
+// What a sweep costs is what it used itself, and not what those use who ask kzr
+// things meanwhile: they would make it look less often.
+func TestCostIsTheSweepsOwn(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	twenty := func() (cost time.Duration) {
+		for range 20 {
+			l, err := d.eye.sweep(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cost += l.cost
+		}
+		return cost
+	}
+	alone := twenty()
+	if alone <= 0 {
+		t.Fatalf("twenty sweeps cost %v", alone)
+	}
+	var others sync.WaitGroup
+	var over atomic.Bool
+	for range 8 * runtime.GOMAXPROCS(0) {
+		others.Go(func() {
+			for !over.Load() {
+			}
+		})
+	}
+	beside := twenty()
+	over.Store(true)
+	others.Wait()
+	t.Logf("%v alone, %v beside others", alone, beside)
+	if beside > 3*alone {
+		t.Errorf("twenty sweeps that cost %v cost %v when others are busy", alone, beside)
 	}
 }
 

@@ -42,9 +42,7 @@ func (d *Daemon) swept(l last) {
 	if d.opts.Meter != nil {
 		d.opts.Meter.ObserveSweep(l.took)
 	}
-	if l.at-d.eye.album.at > 2*yellowed {
-		d.eye.album = album{} // nobody looks any more
-	}
+	d.eye.album.drop(l.at)
 	if d.opts.Watched == nil || !d.opts.Watched() {
 		return
 	}
@@ -134,7 +132,7 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	if h, err := d.opts.Proc.Host(); err == nil {
 		doc.Limitations = h.Limitations()
 	}
-	found, omitted, l, err := d.eye.all(report.MaxParents)
+	found, omitted, l, err := d.eye.all(ctx, report.MaxParents)
 	if err != nil {
 		return report.Document{}, err
 	}
@@ -173,37 +171,65 @@ type found struct {
 
 // all judges the parents that hold most, as a document sorts them; omitted is how
 // many others there are, or cannot be read. Nobody is looked at who will not be
-// shown.
-func (e *eye) all(most int) (list []found, omitted int, l last, err error) {
+// shown, and of a parent with too few zombies for any rule an old picture will do:
+// that it lives the snapshot has said. Who the others are is read without the
+// lock, which those who decide want. One call at a time.
+func (e *eye) all(ctx context.Context, most int) (list []found, omitted int, l last, err error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	now := task.Now()
 	parents := slices.Collect(e.tracker.Parents())
+	least := e.policy.Least().Threshold
+	e.mu.Unlock()
 	slices.SortFunc(parents, func(a, b *tracker.Parent) int {
 		return cmp.Or(cmp.Compare(b.Reapable(), a.Reapable()), cmp.Compare(b.Total(), a.Total()), cmp.Compare(a.PID, b.PID))
 	})
 	if omitted = max(0, len(parents)-most); omitted > 0 {
 		parents = parents[:most]
 	}
+	now := task.Now()
 	size := 0
 	for i, p := range parents {
 		if size > maxDocument {
 			omitted += len(parents) - i
 			break
 		}
-		f, failed := e.glance(p, now)
-		switch {
-		case failed == nil:
-			size += len(f.proc.Exe) + len(f.proc.Cgroup) + len(f.proc.PidsCgroup)
-			list = append(list, found{f, p})
-		case !errors.Is(failed, procscan.ErrGone):
-			err = failed
-			omitted++
+		if ctx.Err() != nil {
+			return nil, 0, last{}, ctx.Err()
 		}
+		proc, ok := task.Process{}, false
+		if p.Reapable() < least {
+			proc, ok = e.album.find(p.ID, now)
+		}
+		if !ok {
+			var failed error
+			if proc, failed = e.inspect(p.ID); failed != nil {
+				if !errors.Is(failed, procscan.ErrGone) {
+					err = failed
+					omitted++
+				}
+				continue
+			}
+			if p.Reapable() < least {
+				e.album.add(proc, now)
+			}
+		}
+		size += len(proc.Exe) + len(proc.Cgroup) + len(proc.PidsCgroup)
+		list = append(list, found{finding: finding{proc: proc}})
 	}
 	e.album.turn(now)
 	if len(list) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
-		return nil, 0, last{}, err
+		return nil, omitted, last{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	// What the loop has seen meanwhile is in it too.
+	now = task.Now()
+	list = slices.DeleteFunc(list, func(f found) bool {
+		_, ok := e.tracker.Get(f.proc.ID)
+		return !ok
+	})
+	for i, f := range list {
+		p, _ := e.tracker.Get(f.proc.ID)
+		list[i] = found{e.weigh(f.proc, now), p}
 	}
 	return list, omitted, e.last, nil
 }
@@ -299,6 +325,7 @@ func (c *cmdlines) turn() {
 // look at the node every second: to read a thousand parents takes a fifth of a
 // second. The zero value is ready.
 type album struct {
+	mu          sync.Mutex
 	now, before map[task.ID]picture
 	at          time.Duration
 }
@@ -316,12 +343,28 @@ const yellowed = time.Minute
 const nameless = 5 * time.Second
 
 func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
-	p, ok := a.before[id]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, ok := a.now[id] // of a document that was given up
+	if !ok {
+		p, ok = a.before[id]
+	}
 	if !ok || now > p.until {
 		return task.Process{}, false
 	}
 	a.keep(p)
 	return p.Process, true
+}
+
+// add takes a picture of one that was just read.
+func (a *album) add(proc task.Process, now time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	until := now + yellowed - time.Duration(proc.PID%30)*time.Second
+	if proc.NamesUnknown {
+		until = now + nameless
+	}
+	a.keep(picture{proc, until})
 }
 
 func (a *album) keep(p picture) {
@@ -332,28 +375,19 @@ func (a *album) keep(p picture) {
 }
 
 // turn ends a document: who was not in it is forgotten.
-func (a *album) turn(now time.Duration) { a.before, a.now, a.at = a.now, nil, now }
+func (a *album) turn(now time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.now, a.before, a.at = nil, a.now, now
+}
 
-// glance is judge for people. Of a parent with too few zombies for any rule it
-// may look at an old picture: that it lives the snapshot has said. The caller
-// holds mu.
-func (e *eye) glance(p *tracker.Parent, now time.Duration) (finding, error) {
-	if p.Reapable() >= e.policy.Least().Threshold {
-		return e.judge(p.ID, now)
+// drop forgets all once nobody has looked for a while.
+func (a *album) drop(now time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now-a.at > 2*yellowed {
+		a.now, a.before = nil, nil
 	}
-	proc, ok := e.album.find(p.ID, now)
-	if !ok {
-		var err error
-		if proc, err = e.inspect(p.ID); err != nil {
-			return finding{}, err
-		}
-		until := now + yellowed - time.Duration(p.PID%30)*time.Second
-		if proc.NamesUnknown {
-			until = now + nameless
-		}
-		e.album.keep(picture{proc, until})
-	}
-	return e.weigh(proc, now), nil
 }
 
 // refresh sweeps if the last snapshot is old and sweeping is cheap.

@@ -37,7 +37,7 @@ func (s *Scanner) snapshot(ctx context.Context, only uint32) (*task.Snapshot, er
 	if err != nil {
 		return nil, err
 	}
-	snap := &task.Snapshot{Source: task.SourceProc, Began: c.began, Parents: make(map[task.ID]*task.Children)}
+	snap := &task.Snapshot{Source: task.SourceProc, Began: c.began, Helped: c.helped, Parents: make(map[task.ID]*task.Children)}
 	if err := s.gather(snap, c); err != nil {
 		return nil, err
 	}

@@ -47,6 +47,7 @@ type census struct {
 	held   map[uint32]int // tracer of each held zombie
 	tasks  int            // threads of all processes seen, zombies too
 	unseen int            // processes that could not be read
+	helped time.Duration  // CPU time of the workers other than the caller
 }
 
 // knownMax bounds how many zombies are remembered from one walk to the next.
@@ -135,7 +136,15 @@ func (s *Scanner) walk(ctx context.Context, only uint32) (*census, error) {
 	p.began, p.tick = task.Now(), bootTicks()
 	var wg sync.WaitGroup
 	for _, w := range s.workers[1:] {
-		wg.Go(func() { p.work(ctx, w, func() {}) })
+		wg.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			began := task.ThreadTime()
+			p.work(ctx, w, func() {})
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.helped += task.ThreadTime() - began
+		})
 	}
 	p.work(ctx, s.workers[0], s.moved)
 	wg.Wait()

@@ -23,3 +23,14 @@ func Now() time.Duration {
 	}
 	return time.Duration(ts.Nano())
 }
+
+// ThreadTime reads CLOCK_THREAD_CPUTIME_ID: the CPU time that the calling thread
+// has used. Two readings can be compared on a goroutine that is locked to its
+// thread.
+func ThreadTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		panic("CLOCK_THREAD_CPUTIME_ID is part of every Linux kernel: " + err.Error())
+	}
+	return time.Duration(ts.Nano())
+}

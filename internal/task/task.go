@@ -89,6 +89,7 @@ type Snapshot struct {
 	Source Source
 	Began  time.Duration // CLOCK_MONOTONIC before the first task was read
 	Ended  time.Duration // CLOCK_MONOTONIC after the last one was read
+	Helped time.Duration // CPU time that threads other than the caller's used for it
 	Tasks  int           // threads and zombies alive or dead, as pid_max counts them; 0 in a snapshot of one parent
 	// Parents holds an entry for each thread group with at least one zombie
 	// child.
