@@ -3,6 +3,8 @@ package report
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -11,11 +13,16 @@ import (
 var errBusy = errors.New("kzr is busy")
 
 // cache makes each answer at most once in ttl, one at a time, and shares it: two
-// hundred clients cost the daemon one.
+// hundred clients cost the daemon one. An answer that takes longer than its asker
+// waits is made all the same, for who asks next: on a node in trouble, which people
+// want to see most of all, each could be such a one.
 type cache struct {
+	ctx   context.Context // that of the answers; they end with it
 	ttl   time.Duration
 	limit int           // bytes of answers under way to readers beyond which none is made
 	turn  chan struct{} // holds a token while an answer is made
+
+	making sync.WaitGroup
 
 	mu      sync.Mutex
 	answers map[string]*answer // the fresh ones
@@ -27,8 +34,8 @@ type answer struct {
 	readers int
 }
 
-func newCache(ttl time.Duration, limit int) *cache {
-	return &cache{ttl: ttl, limit: limit, turn: make(chan struct{}, 1), answers: make(map[string]*answer)}
+func newCache(ctx context.Context, ttl time.Duration, limit int) *cache {
+	return &cache{ctx: ctx, ttl: ttl, limit: limit, turn: make(chan struct{}, 1), answers: make(map[string]*answer)}
 }
 
 // get returns a fresh answer, made by render if there is none; the caller must
@@ -39,21 +46,60 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 	}
 	select {
 	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
 	case <-ctx.Done():
 		return nil, errBusy
 	}
 	if a := c.hold(key); a != nil { // made while this one waited
+		<-c.turn
 		return a, nil
 	}
 	c.mu.Lock()
 	full := c.held > c.limit
 	c.mu.Unlock()
 	if full { // slow readers hold many old answers
+		<-c.turn
 		return nil, errBusy
 	}
+	type result struct {
+		answer   *answer
+		err      error
+		panicked string
+	}
+	done := make(chan result, 1)
+	c.making.Go(func() {
+		var r result
+		defer func() {
+			if p := recover(); p != nil { // the daemon's own work goes on
+				r.panicked = fmt.Sprintf("%v, making %q\n%s", p, key, debug.Stack())
+			}
+			<-c.turn
+			done <- r
+		}()
+		r.answer, r.err = c.make(key, render)
+	})
+	select {
+	case r := <-done:
+		if r.panicked != "" {
+			panic(r.panicked) // which the server catches and logs
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+		return c.keep(r.answer), nil
+	case <-ctx.Done():
+		return nil, errBusy
+	}
+}
+
+// make has an answer made and keeps it for a while.
+func (c *cache) make(key string, render func(context.Context) ([]byte, error)) (*answer, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, makeTimeout)
+	defer cancel()
 	body, err := render(ctx)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, errBusy
+	case err != nil:
 		return nil, err
 	}
 	a := &answer{body: body}
@@ -67,7 +113,7 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 			delete(c.answers, key)
 		}
 	})
-	return c.keep(a), nil
+	return a, nil
 }
 
 func (c *cache) hold(key string) *answer {

@@ -10,7 +10,7 @@ import (
 
 func TestCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCache(250*time.Millisecond, 100)
+		c := newCache(t.Context(), 250*time.Millisecond, 100)
 		made := 0
 		ask := func(key string) (*answer, error) {
 			return c.get(t.Context(), key, func(context.Context) ([]byte, error) {
@@ -68,7 +68,7 @@ func TestCache(t *testing.T) {
 }
 
 func TestCacheErrors(t *testing.T) {
-	c := newCache(time.Hour, 100)
+	c := newCache(t.Context(), time.Hour, 100)
 	broken := errors.New("broken")
 	if _, err := c.get(t.Context(), "a", func(context.Context) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
@@ -79,4 +79,56 @@ func TestCacheErrors(t *testing.T) {
 	if _, err := c.get(ctx, "a", nil); !errors.Is(err, errBusy) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// An answer that takes longer than anybody waits is there for who asks again,
+// and is made once.
+func TestCacheSlowAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(t.Context(), 250*time.Millisecond, 100)
+		made := 0
+		ask := func() ([]byte, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			a, err := c.get(ctx, "a", func(ctx context.Context) ([]byte, error) {
+				made++
+				select {
+				case <-time.After(12 * time.Second):
+					return []byte("late"), nil
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			})
+			if err != nil {
+				return nil, err
+			}
+			defer c.release(a)
+			return a.body, nil
+		}
+		for range 2 {
+			if _, err := ask(); !errors.Is(err, errBusy) {
+				t.Errorf("too early: %v", err)
+			}
+		}
+		if body, err := ask(); err != nil || string(body) != "late" || made != 1 {
+			t.Errorf("%q, %v, made %d times", body, err, made)
+		}
+		c.making.Wait()
+
+		// One that never comes is given up, and the next one is made.
+		never := func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if _, err := c.get(ctx, "b", never); !errors.Is(err, errBusy) {
+			t.Errorf("one that never comes: %v", err)
+		}
+		c.making.Wait()
+		a, err := c.get(t.Context(), "b", func(context.Context) ([]byte, error) { return []byte("soon"), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.release(a)
+		c.making.Wait()
+		time.Sleep(time.Second)
+	})
 }

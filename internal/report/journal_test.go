@@ -41,7 +41,7 @@ func newFakeJournal(t *testing.T) *fakeJournal {
 func (j *fakeJournal) entry(t *testing.T) map[string]string {
 	t.Helper()
 	b := make([]byte, 1<<18)
-	if err := j.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := j.conn.SetReadDeadline(time.Now().Add(soon)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := j.conn.Read(b)
@@ -136,7 +136,7 @@ func TestJournalComesBack(t *testing.T) {
 	j.conn.Close()
 	os.Remove(path)
 	log.Info("one")
-	for end := time.Now().Add(10 * time.Second); w.Dropped() == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(soon); w.Dropped() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a line that cannot be written is not counted")
 		}

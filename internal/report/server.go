@@ -22,7 +22,8 @@ const (
 	maxHeld        = 16 << 20 // bytes of answers under way to slow readers
 	answerFresh    = 250 * time.Millisecond
 	headerTimeout  = 5 * time.Second
-	viewTimeout    = 5 * time.Second  // to wait for an answer and to make it
+	viewTimeout    = 5 * time.Second  // to wait for an answer
+	makeTimeout    = time.Minute      // to make one, for who asks again
 	answerTimeout  = 15 * time.Second // to make an answer and for the reader to take it
 	idleTimeout    = 30 * time.Second
 	streamTimeout  = 30 * time.Second       // for a reader of the stream to take what is due
@@ -47,7 +48,7 @@ type Server struct {
 func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	h := &handlers{Server: s, documents: newCache(answerFresh, maxHeld), figures: newCache(answerFresh, maxHeld)}
+	h := &handlers{Server: s, documents: newCache(ctx, answerFresh, maxHeld), figures: newCache(ctx, answerFresh, maxHeld)}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
 	serve := func(l net.Listener, clients int32, mux *http.ServeMux) {
@@ -65,6 +66,8 @@ func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 		<-ctx.Done()
 	}
 	wg.Wait()
+	h.documents.making.Wait()
+	h.figures.making.Wait()
 	close(errs)
 	var err error
 	for e := range errs {

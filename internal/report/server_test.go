@@ -2,6 +2,7 @@ package report
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,7 @@ type view struct {
 	overlap         atomic.Bool
 	err             error
 	parents         int
-	hang            bool
+	hang, panics    bool
 }
 
 func (v *view) enter() func() {
@@ -50,6 +51,9 @@ func (v *view) Status() Status {
 func (v *view) Document(ctx context.Context) (Document, error) {
 	defer v.enter()()
 	v.documents.Add(1)
+	if v.panics {
+		panic("no such parent")
+	}
 	if v.hang {
 		<-ctx.Done()
 		return Document{}, ctx.Err()
@@ -77,6 +81,7 @@ type server struct {
 	path string
 	hub  *Hub
 	view *view
+	log  bytes.Buffer // to be read after stop
 	stop func()
 }
 
@@ -90,7 +95,7 @@ func serve(t *testing.T, v *view) *server {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- (&Server{View: v, Hub: s.hub, Metrics: NewMetrics(v.Status), Log: slog.New(slog.DiscardHandler)}).Run(ctx, l, nil)
+		done <- (&Server{View: v, Hub: s.hub, Metrics: NewMetrics(v.Status), Log: slog.New(slog.NewJSONHandler(&s.log, nil))}).Run(ctx, l, nil)
 	}()
 	s.stop = sync.OnceFunc(func() {
 		cancel()
@@ -99,7 +104,7 @@ func serve(t *testing.T, v *view) *server {
 			if err != nil {
 				t.Errorf("the server ended with %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(soon):
 			t.Error("the server does not end")
 		}
 		if _, err := os.Lstat(s.path); !errors.Is(err, fs.ErrNotExist) {
@@ -126,14 +131,14 @@ func (s *server) dial(t *testing.T) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(soon))
 	return c
 }
 
 // answers fails unless the server answers a good client soon.
 func (s *server) answers(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	start := time.Now()
 	if _, err := s.client(t).Status(ctx); err != nil {
@@ -246,8 +251,8 @@ func receive[T any](t *testing.T, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(20 * time.Second):
-		t.Fatal("nothing came for 20s")
+	case <-time.After(soon):
+		t.Fatal("nothing came")
 		panic("unreachable")
 	}
 }
@@ -278,7 +283,7 @@ func TestServerStopsWithReaders(t *testing.T) {
 	s.hub.Publish(Event{Name: EventStopping})
 	start := time.Now()
 	s.stop()
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > soon {
 		t.Errorf("stopping took %s", took)
 	}
 	for range cap(results) {
@@ -302,7 +307,7 @@ func TestServerLaggingReader(t *testing.T) {
 		e.Zombies = i + 1
 		s.hub.Publish(e)
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > soon {
 		t.Errorf("publishing %d events to a sleeping reader took %s", n, took)
 	}
 	s.answers(t)
@@ -475,8 +480,23 @@ func TestServerSlowHeader(t *testing.T) {
 	start := time.Now()
 	fmt.Fprint(conn, "GET /v1/status HTTP/1.1\r\nHost:")
 	answer, err := io.ReadAll(conn)
-	if err != nil || strings.Contains(string(answer), " 200 ") || time.Since(start) > 20*time.Second {
+	if err != nil || strings.Contains(string(answer), " 200 ") || time.Since(start) > soon {
 		t.Errorf("half a request: %q, %v after %s", answer, err, time.Since(start))
+	}
+}
+
+// A fault in what is shown costs an answer and not the daemon, and is in the log.
+func TestServerPanickingView(t *testing.T) {
+	s := serve(t, &view{panics: true})
+	for range 3 {
+		if _, err := s.client(t).Parents(t.Context()); err == nil {
+			t.Error("an answer from a view that panics")
+		}
+	}
+	s.answers(t)
+	s.stop()
+	if log := s.log.String(); !strings.Contains(log, "no such parent, making") || !strings.Contains(log, "Document(") {
+		t.Errorf("the log: %s", log)
 	}
 }
 
@@ -494,7 +514,7 @@ func TestServerHangingView(t *testing.T) {
 	eventually(t, "the view to be asked", func() bool { return s.view.documents.Load() > 0 })
 	start := time.Now()
 	s.stop()
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > soon {
 		t.Errorf("stopping took %s", took)
 	}
 	wg.Wait()
@@ -517,7 +537,7 @@ func TestMetricsPort(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
 	for path, want := range map[string]string{"/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
 		resp, err := client.Get("http://" + l.Addr().String() + path)
 		if err != nil {
