@@ -138,6 +138,9 @@ func (n *node) source() task.Source {
 // the kernel side, and what cannot be seen.
 func (n *node) complete(st *report.Status) {
 	st.Version, _ = buildVersion()
+	if st.Source == "" { // nothing was seen yet
+		st.Source = n.source()
+	}
 	if n.why != nil {
 		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(n.why.Error()))
 	}
