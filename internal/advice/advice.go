@@ -196,8 +196,9 @@ func Why(d *report.Detail) []string {
 		out = append(out, "It has never reaped a child, and SIGCHLD has its default meaning, which is to do nothing: "+
 			"it does not know that it has children to wait for.")
 	case ever:
-		out = append(out, "It has reaped children before, but does not listen to SIGCHLD: it waits for some children "+
-			"that it started, and these are not among them.")
+		out = append(out, "It has reaped children before, but does not listen to SIGCHLD: either it waits for some "+
+			"children that it started, and these are not among them, or what reaped was the program that it was "+
+			"before an exec, such as an entrypoint script.")
 	default:
 		out = append(out, "SIGCHLD has its default meaning, which is to do nothing: unless it asks, it does not learn that a child died.")
 	}
