@@ -280,7 +280,7 @@ func startDaemon(t *testing.T, kzr string, args ...string) *running {
 	}
 	c := report.Dial(socket)
 	defer c.Close()
-	zoo.Within(t, 30*time.Second, "an answer of the daemon", func() bool {
+	zoo.Within(t, time.Minute, "an answer of the daemon", func() bool {
 		_, err := c.Status(t.Context())
 		return err == nil
 	})
@@ -381,7 +381,7 @@ func TestTopForScripts(t *testing.T) {
 		if err != nil || strings.Contains(stderr.String(), "pipe") {
 			t.Errorf("a closed pipe ends it with %v and %q", err, stderr.String())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		_ = cmd.Process.Kill()
 		t.Error("a closed pipe does not end it")
 	}

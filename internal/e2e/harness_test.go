@@ -475,7 +475,7 @@ func (d *daemon) stop() {
 		d.t.Errorf("kzr ended after SIGTERM with: %v", err)
 	}
 	// Ladders end where they are; nothing of them is waited for.
-	if took := time.Since(asked); took > 5*time.Second {
+	if took := time.Since(asked); took > patience/2 {
 		d.t.Errorf("kzr took %v to stop", took)
 	}
 	d.mu.Lock()

@@ -47,7 +47,7 @@ func TestScenario04LadderInOrder(t *testing.T) {
 			from, to event
 			want     time.Duration
 		}{{"nudge", chld, term, time.Second}, {"termTimeout", term, kill, 1500 * time.Millisecond}} {
-			if got := step.to.Time.Sub(step.from.Time); got < step.want || got > step.want+5*time.Second {
+			if got := step.to.Time.Sub(step.from.Time); got < step.want || got > step.want+patience/2 {
 				t.Errorf("%s took %v instead of %v", step.name, got, step.want)
 			}
 		}

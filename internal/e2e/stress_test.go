@@ -174,6 +174,9 @@ type status struct {
 // socket is the flag that gives kzr a socket in the site's directory.
 func (s *site) socket() string { return "--socket=" + filepath.Join(s.dir, "kzr.sock") }
 
+// errAskAgain is in the error of a request that kzr has no time for.
+var errAskAgain = errors.New("kzr is busy")
+
 // open begins a request to the socket; the caller closes the answer.
 func (s *site) open(path string) (io.ReadCloser, error) {
 	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
@@ -189,6 +192,9 @@ func (s *site) open(path string) (io.ReadCloser, error) {
 	if answer.StatusCode != http.StatusOK {
 		defer answer.Body.Close()
 		body, err := io.ReadAll(answer.Body)
+		if answer.Header.Get("Retry-After") != "" {
+			err = errors.Join(err, errAskAgain)
+		}
 		return nil, errors.Join(fmt.Errorf("%s: %s: %s", path, answer.Status, body), err)
 	}
 	return answer.Body, nil
@@ -213,18 +219,23 @@ func (s *site) ask(path string, into any) error {
 	return json.Unmarshal(body, into)
 }
 
+// wantText wants an answer. While kzr is busy it asks again.
 func (s *site) wantText(path string) string {
 	s.t.Helper()
-	body, err := s.get(path)
-	if err != nil {
-		s.t.Fatal(err)
+	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		body, err := s.get(path)
+		if err == nil {
+			return string(body)
+		}
+		if !errors.Is(err, errAskAgain) || time.Now().After(deadline) {
+			s.t.Fatal(err)
+		}
 	}
-	return string(body)
 }
 
 func (s *site) wantAnswer(path string, into any) {
 	s.t.Helper()
-	if err := s.ask(path, into); err != nil {
+	if err := json.Unmarshal([]byte(s.wantText(path)), into); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -332,19 +343,30 @@ func TestScenario23RingOverrun(t *testing.T) {
 	k.send(unix.SIGSTOP)
 	t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
 	before := st
-	flash := zoo.Start(t, "exec=%s serve", s.exe)
+	var sources [4]*zoo.Zoo
+	for i := range sources {
+		sources[i] = zoo.Start(t, "exec=%s serve", s.exe)
+		sources[i].Do("flash=0,kids=12")
+	}
+	made := func() (n int) {
+		for _, z := range sources {
+			n += z.Count().Made
+		}
+		return n
+	}
 	const parents = 8000 // the ring has room for 4096
-	flash.Do("flash=0,kids=12")
-	zoo.Within(t, patience, "short-lived parents come and go", func() bool { return flash.Count().Made >= parents })
+	zoo.Within(t, 3*patience, "short-lived parents come and go", func() bool { return made() >= parents })
 	// This one's hint finds no room.
 	late := zoo.Start(t, "exec=%s leak=30 serve", s.exe)
-	flash.Do("quiet")
+	for _, z := range sources {
+		z.Do("quiet")
+	}
 	good := zoo.Start(t, "exec=%s fresh=30,age=300 serve", s.exe)
 	k.send(unix.SIGCONT)
 	cont := time.Now()
 	lost := k.await("lost events", func(e event) bool { return e.Event == "lost_events" })
 	// At once: the next one that is due by itself is an hour away.
-	zoo.Within(t, 10*time.Second, "a sweep after the loss", func() bool {
+	zoo.Within(t, patience, "a sweep after the loss", func() bool {
 		return s.ask("/v1/status", &st) == nil && st.Sweeps > before.Sweeps && !st.LastSweep.Before(lost.Time)
 	})
 	swept := st.LastSweep.Sub(lost.Time)
@@ -353,8 +375,12 @@ func TestScenario23RingOverrun(t *testing.T) {
 		t.Errorf("decided on an incomplete count: %s", sig.line)
 	}
 	late.WaitDead(patience)
-	alive(t, good.Proc, flash.Proc)
-	k.silentAbout(0, good.PID, flash.PID)
+	alive(t, good.Proc)
+	k.silentAbout(0, good.PID)
+	for _, z := range sources {
+		alive(t, z.Proc)
+		k.silentAbout(0, z.PID)
+	}
 	if lost.Level != "WARN" {
 		t.Errorf("%s", lost.line)
 	}
@@ -362,8 +388,7 @@ func TestScenario23RingOverrun(t *testing.T) {
 	if st.Lost == 0 {
 		t.Error("the status counts no loss")
 	}
-	made := flash.Count().Made
-	record(t, made, fmt.Sprintf("%d hints lost, said so; the parent whose hint was lost was found by a sweep within %v (signalled %v after kzr went on) and nobody else was touched",
+	record(t, made(), fmt.Sprintf("%d hints lost, said so; the parent whose hint was lost was found by a sweep within %v (signalled %v after kzr went on) and nobody else was touched",
 		st.Lost, swept.Round(time.Millisecond), sig.Time.Sub(cont).Round(10*time.Millisecond)))
 }
 
@@ -412,58 +437,66 @@ func TestScenario23SharedSlots(t *testing.T) {
 // Parents that live for a millisecond and leave zombies to others, thousands a
 // second of them if the machine can make so many.
 func TestScenario34ParentStorm(t *testing.T) {
-	inBothModes(t, func(t *testing.T, mode string) {
-		s := newSite(t)
-		k := s.start(mode, "--scope=all", s.socket())
-		sources := []*zoo.Zoo{zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe)}
-		made := func() (n int) {
-			for _, z := range sources {
-				n += z.Count().Made
-			}
-			return n
-		}
-		time.Sleep(time.Second)
-		if made() < 2000 {
-			sources = append(sources, zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe))
-		}
-		half := time.Duration(often(t, "KZR_FLASH_SECONDS", 10)) * time.Second / 2
-		time.Sleep(half) // first what kzr allocates once
-		first, before, began := k.usage(), made(), time.Now()
-		time.Sleep(half)
-		rate := float64(made()-before) / time.Since(began).Seconds()
-		for _, z := range sources {
-			z.Do("quiet")
-		}
-		last := k.usage()
-		for _, z := range sources {
-			k.silentAbout(0, z.PID)
-		}
-		if signals := k.all(isSignal); len(signals) > 0 {
-			t.Errorf("signalled: %s", signals[0].line)
-		}
-		zoo.Within(t, patience, "kzr forgets the parents", func() bool {
-			var doc document
-			if err := s.ask("/v1/parents", &doc); err != nil {
-				return false // busy: ask again
-			}
-			for _, p := range doc.Parents {
-				if strings.HasPrefix(p.Exe, s.dir) {
-					return false
-				}
-			}
-			return true
+	// Both at once, and beside no other test: those have no time then.
+	for _, mode := range []string{"ebpf", "proc"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			parentStorm(t, "--mode="+mode)
 		})
+	}
+}
+
+func parentStorm(t *testing.T, mode string) {
+	s := newSite(t)
+	k := s.start(mode, "--scope=all", s.socket())
+	sources := []*zoo.Zoo{zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe)}
+	made := func() (n int) {
 		for _, z := range sources {
-			alive(t, z.Proc)
+			n += z.Count().Made
 		}
-		if grown := last.resident - first.resident; grown > 8<<20 && !raceBuild {
-			t.Errorf("kzr grew from %v to %v", first, last)
+		return n
+	}
+	time.Sleep(time.Second)
+	if made() < 2000 {
+		sources = append(sources, zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe))
+	}
+	half := time.Duration(often(t, "KZR_FLASH_SECONDS", 10)) * time.Second / 2
+	time.Sleep(half) // first what kzr allocates once
+	first, before, began := k.usage(), made(), time.Now()
+	time.Sleep(half)
+	rate := float64(made()-before) / time.Since(began).Seconds()
+	for _, z := range sources {
+		z.Do("quiet")
+	}
+	last := k.usage()
+	for _, z := range sources {
+		k.silentAbout(0, z.PID)
+	}
+	if signals := k.all(isSignal); len(signals) > 0 {
+		t.Errorf("signalled: %s", signals[0].line)
+	}
+	zoo.Within(t, patience, "kzr forgets the parents", func() bool {
+		var doc document
+		if err := s.ask("/v1/parents", &doc); err != nil {
+			return false // busy: ask again
 		}
-		if last.files > first.files+4 {
-			t.Errorf("descriptors: from %v to %v", first, last)
+		for _, p := range doc.Parents {
+			if strings.HasPrefix(p.Exe, s.dir) {
+				return false
+			}
 		}
-		record(t, made(), fmt.Sprintf("%.0f parents a second: none left in kzr's view, no signal, %v", rate, last))
+		return true
 	})
+	for _, z := range sources {
+		alive(t, z.Proc)
+	}
+	if grown := last.resident - first.resident; grown > 8<<20 && !raceBuild {
+		t.Errorf("kzr grew from %v to %v", first, last)
+	}
+	if last.files > first.files+4 {
+		t.Errorf("descriptors: from %v to %v", first, last)
+	}
+	record(t, made(), fmt.Sprintf("%.0f parents a second: none left in kzr's view, no signal, %v", rate, last))
 }
 
 // A waiting is a shell that was started while that was possible, and runs its
@@ -797,6 +830,8 @@ func hostileClients(t *testing.T, mode string) {
 	s := newSite(t)
 	metrics := freeAddress(t)
 	k := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket(), "--metrics="+metrics)
+	// What the machine has time for shows in a kzr that nobody disturbs.
+	quiet := s.start(mode, "--scope=all", "--sweep-interval=1s", "--dry-run")
 	path := filepath.Join(s.dir, "kzr.sock")
 	var warm document
 	s.wantAnswer("/v1/parents", &warm)
@@ -900,7 +935,7 @@ func hostileClients(t *testing.T, mode string) {
 	t.Cleanup(stopClients)
 
 	// Meanwhile, target after target.
-	var worst time.Duration
+	var worst, usual time.Duration
 	targets := 0
 	for end := time.Now().Add(time.Duration(often(t, "KZR_HOSTILE_SECONDS", 15)) * time.Second); time.Now().Before(end); targets++ {
 		z := zoo.Start(t, "exec=%s leak=20 chld=count serve", s.exe)
@@ -908,6 +943,10 @@ func hostileClients(t *testing.T, mode string) {
 		z.WaitDead(patience)
 		e := k.saw(z.PID, "signal SIGCHLD")
 		worst = max(worst, e.Time.Sub(met))
+		if of := quiet.all(about(z.PID, "signal SIGCHLD")); len(of) > 0 {
+			e = of[0]
+		} // else it was no sooner
+		usual = max(usual, e.Time.Sub(met))
 	}
 	during := k.usage()
 	stopClients()
@@ -918,13 +957,13 @@ func hostileClients(t *testing.T, mode string) {
 	if scrapes == 0 || longest > patience/2 {
 		t.Errorf("%d scrapes, and none for %v", scrapes, longest)
 	}
-	if worst > 5*time.Second {
-		t.Errorf("a target waited %v", worst)
+	if worst > 5*time.Second+3*usual {
+		t.Errorf("a target waited %v; for a kzr that nobody disturbs, at most %v", worst, usual)
 	}
 	zoo.Within(t, patience, "the connections are closed", func() bool { return k.usage().files <= before.files+4 })
 	s.wantAnswer("/v1/parents", &warm)
 	t.Logf("before %v; during %v; after %v", before, during, k.usage())
 	k.small(maxResident)
-	record(t, total, fmt.Sprintf("%d connections of %d bad kinds beside %d targets, each signalled within %v, and %d scrapes, none later than %v after the last; %.0f MiB at the peak, %d descriptors then, %d after",
-		total, len(kinds), targets, worst.Round(10*time.Millisecond), scrapes, longest.Round(100*time.Millisecond), float64(k.usage().peak)/(1<<20), during.files, k.usage().files))
+	record(t, total, fmt.Sprintf("%d connections of %d bad kinds beside %d targets, each signalled within %v (%v by a kzr without clients), and %d scrapes, none later than %v after the last; %.0f MiB at the peak, %d descriptors then, %d after",
+		total, len(kinds), targets, worst.Round(10*time.Millisecond), usual.Round(10*time.Millisecond), scrapes, longest.Round(100*time.Millisecond), float64(k.usage().peak)/(1<<20), during.files, k.usage().files))
 }

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const soon = 20 * time.Second
+const soon = time.Minute
 
 // open is a probe that remembers its hints.
 func open(t *testing.T, level int) (*Probe, *hints) {

@@ -38,7 +38,7 @@ func settled(t testing.TB, s *Scanner, pid int) task.ID {
 	if err != nil {
 		t.Fatal(err)
 	}
-	zoo.Within(t, 10*time.Second, "a tick has passed", func() bool { return bootTicks() > p.Start })
+	zoo.Within(t, time.Minute, "a tick has passed", func() bool { return bootTicks() > p.Start })
 	return p.ID
 }
 
@@ -57,7 +57,7 @@ func TestBothWaysToOneParentAgree(t *testing.T) {
 			z := zoo.Start(t, "%s", script)
 			id := settled(t, s, z.PID)
 			var list *task.Snapshot
-			zoo.Within(t, 10*time.Second, "a sure list", func() (ok bool) {
+			zoo.Within(t, time.Minute, "a sure list", func() (ok bool) {
 				var err error
 				if list, err = s.family(id); err != nil && !errors.Is(err, errUnsure) {
 					t.Fatal(err)

@@ -39,7 +39,7 @@ func TestLiveChildren(t *testing.T) {
 		t.Fatal(err)
 	}
 	var zombies *task.Children
-	zoo.Within(t, 10*time.Second, "7 zombies", func() bool {
+	zoo.Within(t, time.Minute, "7 zombies", func() bool {
 		snap, err := s.SnapshotOf(t.Context(), p.ID)
 		if err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ import (
 	"kzr/internal/zoo"
 )
 
-const soon = 20 * time.Second
+const soon = time.Minute
 
 func TestMain(m *testing.M) {
 	if arg := os.Getenv(viewEnv); arg != "" {

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const soon = 20 * time.Second
+const soon = time.Minute
 
 func wantZombies(t *testing.T, p *zoo.Proc, want int) {
 	t.Helper()
