@@ -570,14 +570,17 @@ func TestHostileSocket(t *testing.T) {
 			r := NewResolver(Options{Sockets: []string{bad}})
 			r.sockets[0].timeout = 200 * time.Millisecond
 			run(t, r)
-			began := time.Now()
-			for range 1000 {
+			took := make([]time.Duration, 1000)
+			for i := range took {
+				began := time.Now()
 				if c, ok := r.Lookup(pod(t, idA)); ok && !final || c != pod(t, idA).Container() {
 					t.Fatalf("got a name: %+v", c)
 				}
+				took[i] = time.Since(began)
 			}
-			if d := time.Since(began); d > patience {
-				t.Errorf("1,000 look-ups took %v", d)
+			// In the loop that decides nobody waits, as seldom as the machine has time.
+			if slices.Sort(took); took[500] > r.sockets[0].timeout/100 {
+				t.Errorf("half of 1,000 look-ups took %v and more", took[500])
 			}
 			if c, ok := r.Resolve(t.Context(), pod(t, idA)); ok != final || c != pod(t, idA).Container() {
 				t.Errorf("got a name: %+v, %t", c, ok)

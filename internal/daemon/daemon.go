@@ -393,9 +393,6 @@ func (d *Daemon) due(now time.Duration) (all []task.ID) {
 func (d *Daemon) sweep(ctx context.Context) {
 	d.sweeping.Store(true)
 	defer d.sweeping.Store(false)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	began, cpu := task.Now(), task.ThreadTime()
 	last, err := d.eye.sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -405,6 +402,9 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began, cpu := task.Now(), task.ThreadTime()
 	crowded := d.eye.crowded(d.least.Threshold, last.at)
 	for id := range d.watched {
 		if _, ok := crowded[id]; !ok {
@@ -419,7 +419,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 	failed.log(ctx, d.opts.Logger)
 
 	now := task.Now()
-	cost := min(now-began, task.ThreadTime()-cpu+last.helped)
+	cost := last.cost + min(now-began, task.ThreadTime()-cpu)
 	d.rested = now + rest*cost
 	d.sweepAt = last.at + d.sweepInterval(cost)
 	d.stats.sweepBy.Store(int64(d.sweepAt))

@@ -66,7 +66,6 @@ type last struct {
 	// than the time it took: there, of all places, kzr must not look less often.
 	// Nor must it because of what clients cost meanwhile, so it is that of threads.
 	cost    time.Duration
-	helped  time.Duration // of cost, what was used by threads other than the caller's
 	tasks   int
 	zombies int
 }
@@ -91,7 +90,7 @@ func (e *eye) sweep(ctx context.Context) (last, error) {
 	took := s.Ended - s.Began
 	e.last = last{
 		source: s.Source, at: s.Ended, before: e.last.at, took: took, cost: min(took, task.ThreadTime()-began+s.Helped),
-		helped: s.Helped, tasks: s.Tasks, zombies: s.Zombies(),
+		tasks: s.Tasks, zombies: s.Zombies(),
 	}
 	e.swept(e.last)
 	return e.last, nil
@@ -122,18 +121,25 @@ type finding struct {
 	reason   policy.Reason // also of a parent that does not meet its rule: what will spare it
 }
 
+// A sight is one look at a process, and at how many pids are left around it.
+type sight struct {
+	proc  task.Process
+	node  procscan.Node        // zero if it was not looked at, or cannot be
+	chain []procscan.PidsLimit // of its cgroup, and those around that
+}
+
 // weigh says what is to be thought of a parent as the tracker knows it. The caller
 // holds mu.
-func (e *eye) weigh(proc task.Process, now time.Duration) finding {
-	f := finding{proc: proc, never: true}
-	p, ok := e.tracker.Get(proc.ID)
-	// With too few zombies for any rule, pressure makes no difference.
+func (e *eye) weigh(s sight, now time.Duration) finding {
+	f := finding{proc: s.proc, never: true}
+	p, ok := e.tracker.Get(s.proc.ID)
 	full := false
-	if ok && p.Reapable() >= e.policy.Least().Threshold {
-		full = e.full(p.Reapable())
-		f.pressed = full || e.crammed(&proc, p.Reapable())
+	if ok && e.config.Pressure > 0 && p.Reapable() >= e.policy.Least().Threshold {
+		near := func(current, limit int) bool { return policy.Pressure(e.config.Pressure, current, limit, p.Reapable()) }
+		full = s.node.Limit > 0 && near(s.node.Tasks, s.node.Limit)
+		f.pressed = full || slices.ContainsFunc(s.chain, func(l procscan.PidsLimit) bool { return near(l.Current, l.Limit) })
 	}
-	f.rule = e.policy.RuleFor(&proc, full)
+	f.rule = e.policy.RuleFor(&f.proc, full)
 	if f.pressed {
 		f.rule.Grace = min(f.rule.Grace, policy.PressureGrace)
 	}
@@ -143,7 +149,7 @@ func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 		due, ok := p.Due(f.rule.Rule)
 		f.due, f.never, f.met = due, !ok, ok && due <= now
 	}
-	f.verdict, f.reason = e.policy.Decide(&proc, f.rule)
+	f.verdict, f.reason = e.policy.Decide(&f.proc, f.rule)
 	if !f.met {
 		f.verdict = policy.Watch
 	}
@@ -155,11 +161,16 @@ func (e *eye) weigh(proc task.Process, now time.Duration) finding {
 // thread: of those kzr makes no more, see [Settle].
 const maxReading = 3
 
+// read reads who has a pid, when it is its turn.
+func (e *eye) read(pid int) (task.Process, error) {
+	e.reading <- struct{}{}
+	defer func() { <-e.reading }()
+	return e.proc.Inspect(pid)
+}
+
 // inspect reads who a parent is. A pid that was reused is gone.
 func (e *eye) inspect(id task.ID) (task.Process, error) {
-	e.reading <- struct{}{}
-	proc, err := e.proc.Inspect(id.PID)
-	<-e.reading
+	proc, err := e.read(id.PID)
 	if err != nil {
 		return proc, err
 	}
@@ -168,6 +179,22 @@ func (e *eye) inspect(id task.ID) (task.Process, error) {
 	}
 	e.place(&proc)
 	return proc, nil
+}
+
+// see is inspect of a parent with enough zombies to fill something. The caller
+// does not hold mu, which those who decide want.
+func (e *eye) see(id task.ID) (sight, error) {
+	proc, err := e.inspect(id)
+	if err != nil {
+		return sight{}, err
+	}
+	e.reading <- struct{}{}
+	defer func() { <-e.reading }()
+	s := sight{proc: proc, chain: e.proc.PidsLimits(proc.PidsCgroup)}
+	if n, err := e.proc.Node(); err == nil {
+		s.node = n
+	}
+	return s, nil
 }
 
 // place says whose a process is, by its cgroup.
@@ -197,23 +224,6 @@ func (e *eye) place(proc *task.Process) {
 		// another id each time.
 		proc.Workload = cmp.Or(c.PodUID, c.ID)
 	}
-}
-
-// full says whether the node is about to run out of pids, and a parent's zombies
-// are the reason.
-func (e *eye) full(zombies int) bool {
-	if e.config.Pressure == 0 {
-		return false
-	}
-	n, err := e.proc.Node()
-	return err == nil && policy.Pressure(e.config.Pressure, n.Tasks, n.Limit, zombies)
-}
-
-// crammed says the same of the cgroup that a parent is in, or one around that.
-func (e *eye) crammed(proc *task.Process, zombies int) bool {
-	return e.config.Pressure > 0 && slices.ContainsFunc(e.proc.PidsLimits(proc.PidsCgroup), func(l procscan.PidsLimit) bool {
-		return policy.Pressure(e.config.Pressure, l.Current, l.Limit, zombies)
-	})
 }
 
 // Look implements [reaper.Judge].
@@ -295,17 +305,20 @@ func (e *eye) crowded(n int, now time.Duration) map[task.ID]judgement {
 		}
 	}
 	e.mu.Unlock()
+	seen := make(map[task.ID]sight, len(all))
 	for id := range all {
-		proc, err := e.inspect(id)
-		all[id] = judgement{finding{proc: proc}, err}
+		s, err := e.see(id)
+		if err != nil {
+			all[id] = judgement{err: err}
+		} else {
+			seen[id] = s
+		}
 		e.busy()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for id, j := range all {
-		if j.err == nil {
-			all[id] = judgement{e.weigh(j.proc, now), nil}
-		}
+	for id, s := range seen {
+		all[id] = judgement{finding: e.weigh(s, now)}
 	}
 	return all
 }
@@ -323,13 +336,13 @@ func (e *eye) lookAt(ctx context.Context, id task.ID) (finding, time.Duration, e
 	if err != nil {
 		return finding{}, 0, err
 	}
-	proc, err := e.inspect(id)
+	s, err := e.see(id)
 	if err != nil {
 		return finding{}, now, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.weigh(proc, now), now, nil
+	return e.weigh(s, now), now, nil
 }
 
 // glimpse brings what is known of one parent up to date. Where so many want that

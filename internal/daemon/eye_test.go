@@ -26,7 +26,7 @@ import (
 type counted struct {
 	*procscan.Scanner
 	whole, single atomic.Int32
-	delay         time.Duration
+	delay, helped time.Duration
 }
 
 func (c *counted) Snapshot(ctx context.Context) (*task.Snapshot, error) {
@@ -45,6 +45,7 @@ func (c *counted) late(s *task.Snapshot) *task.Snapshot {
 	time.Sleep(c.delay)
 	if s != nil {
 		s.Ended = task.Now()
+		s.Helped += c.helped
 	}
 	return s
 }
@@ -237,35 +238,119 @@ func TestADocumentHoldsUpNobody(t *testing.T) {
 // What a sweep costs is what it used itself, and not what those use who ask kzr
 // things meanwhile: they would make it look less often.
 func TestCostIsTheSweepsOwn(t *testing.T) {
-	d, _ := newDaemon(t, 0)
-	twenty := func() (cost time.Duration) {
-		for range 20 {
-			l, err := d.eye.sweep(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			cost += l.cost
-		}
-		return cost
-	}
-	alone := twenty()
-	if alone <= 0 {
-		t.Fatalf("twenty sweeps cost %v", alone)
-	}
+	const delay = 300 * time.Millisecond // which it waits
+	d, source := newDaemon(t, delay)
+	leakers(t, 6)
 	var others sync.WaitGroup
 	var over atomic.Bool
-	for range 8 * runtime.GOMAXPROCS(0) {
+	for range 2 * runtime.GOMAXPROCS(0) {
 		others.Go(func() {
 			for !over.Load() {
 			}
 		})
 	}
-	beside := twenty()
+	for range maxReading { // to look at the leaker takes as long
+		d.eye.reading <- struct{}{}
+	}
+	time.AfterFunc(2*delay, func() {
+		for range maxReading {
+			<-d.eye.reading
+		}
+	})
+	d.sweep(t.Context())
+	swept := task.Now()
 	over.Store(true)
 	others.Wait()
-	t.Logf("%v alone, %v beside others", alone, beside)
-	if beside > 3*alone {
-		t.Errorf("twenty sweeps that cost %v cost %v when others are busy", alone, beside)
+	if cost := d.eye.lastSweep().cost; cost <= 0 || cost > delay/3 {
+		t.Errorf("a sweep costs %v", cost)
+	}
+	if pause := d.rested - swept; pause > rest*delay/3 {
+		t.Errorf("the loop rests for %v", pause)
+	}
+	// The second worker of a walk is a part of it.
+	source.helped = time.Hour
+	if last, err := d.eye.sweep(t.Context()); err != nil || last.cost != last.took {
+		t.Errorf("with much help it costs %v of %v, %v", last.cost, last.took, err)
+	}
+}
+
+// Who had too few zombies for any rule when a document was begun, and has enough
+// when it is judged, is judged by what it is now.
+func TestNoVerdictByAnOldPicture(t *testing.T) {
+	d, _ := newDaemon(t, 0)
+	z := zoo.Start(t, "leak=2 serve")
+	time.Sleep(2 * time.Second / task.TicksPerSecond)
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old, err := d.eye.read(z.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Exe = "/was/another"
+	d.eye.album.add(old)
+	shown := func() (f found) {
+		t.Helper()
+		list, _, _, err := d.eye.all(t.Context(), 1000)
+		i := slices.IndexFunc(list, func(f found) bool { return f.proc.ID == old.ID })
+		if err != nil || i < 0 {
+			t.Errorf("it is not shown: %v", err)
+			return found{}
+		}
+		return list[i]
+	}
+	if f := shown(); f.proc.Exe != old.Exe || f.reapable != 2 || f.zombies != 2 {
+		t.Errorf("%+v", f)
+	}
+
+	// A document waits for its turn to read another parent, of whom there is no
+	// picture, while the loop sees that this one has come to the threshold.
+	leakers(t, 1)
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range maxReading {
+		d.eye.reading <- struct{}{}
+	}
+	answer := make(chan found)
+	go func() { answer <- shown() }()
+	zoo.Within(t, time.Minute, "its picture was looked at", func() bool {
+		d.eye.album.mu.Lock()
+		defer d.eye.album.mu.Unlock()
+		_, looked := d.eye.album.now[old.ID]
+		return looked
+	})
+	z.Do("leak=5")
+	if _, err := d.eye.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range maxReading {
+		<-d.eye.reading
+	}
+	if f := <-answer; f.proc.Exe == old.Exe || f.reapable != 7 {
+		t.Errorf("%+v", f)
+	}
+}
+
+// Pictures outlive a document that was given up, and not those who look.
+func TestAlbum(t *testing.T) {
+	var a album
+	p := task.Process{ID: task.ID{PID: 30, Start: 1}}
+	a.add(p)
+	a.drop() // a sweep, meanwhile
+	if _, ok := a.find(p.ID); !ok {
+		t.Error("a sweep loses the picture of a document that is being made")
+	}
+	a.turn()
+	a.drop()
+	if _, ok := a.find(p.ID); !ok {
+		t.Error("the next document has no picture")
+	}
+	a.turn()
+	a.at -= 2*yellowed + time.Second
+	a.drop()
+	if _, ok := a.find(p.ID); ok || len(a.before) > 0 {
+		t.Error("a picture stays though nobody looks")
 	}
 }
 

@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// spareThreads is more than kzr's goroutines ever block in system calls at once.
-const spareThreads = 12
+// spareThreads is more than kzr's goroutines ever block in system calls at once,
+// or wait while they are locked to a thread, as a sweep is: some ten.
+const spareThreads = 16
 
 // Settle makes the threads that kzr will need and leaves them idle. The Go
 // runtime makes a thread whenever goroutines block in system calls, and ends the

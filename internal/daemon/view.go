@@ -42,7 +42,7 @@ func (d *Daemon) swept(l last) {
 	if d.opts.Meter != nil {
 		d.opts.Meter.ObserveSweep(l.took)
 	}
-	d.eye.album.drop(l.at)
+	d.eye.album.drop()
 	if d.opts.Watched == nil || !d.opts.Watched() {
 		return
 	}
@@ -128,7 +128,7 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 		return report.Document{}, err
 	}
 	host, _ := uname()
-	doc := report.Document{Time: time.Now(), Host: host, Parents: []report.Parent{}}
+	doc := report.Document{Host: host, Parents: []report.Parent{}}
 	if h, err := d.opts.Proc.Host(); err == nil {
 		doc.Limitations = h.Limitations()
 	}
@@ -136,8 +136,10 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 	if err != nil {
 		return report.Document{}, err
 	}
-	doc.Source, doc.Tasks, doc.Zombies, doc.Omitted = l.source, l.tasks, l.zombies, omitted
+	doc.Time, doc.Source, doc.Tasks, doc.Zombies, doc.Omitted = time.Now(), l.source, l.tasks, l.zombies, omitted
 	now := task.Now()
+	lines, cancel := context.WithTimeout(ctx, cmdlinesPatience)
+	defer cancel()
 	size := 0
 	for i, x := range found {
 		if size > maxDocument {
@@ -146,8 +148,9 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 		}
 		f := &x.finding
 		d.shown(f, now)
-		f.proc.Cmdline = d.cmdlines.of(ctx, d.opts.Proc, f.proc.ID, now)
-		parent := report.NewParent(&f.proc, children(x.parent))
+		f.proc.Cmdline = d.cmdlines.of(lines, d.opts.Proc, f.proc.ID, now)
+		parent := report.NewParent(&f.proc, nil)
+		parent.Zombies, parent.Countable = x.zombies, f.reapable
 		fill(&parent, f, now)
 		size += len(parent.Exe) + len(parent.Cgroup)
 		for _, a := range parent.Cmdline {
@@ -166,7 +169,7 @@ const maxDocument = 4 << 20
 
 type found struct {
 	finding
-	parent *tracker.Parent
+	zombies int // in state Z, those that it cannot reap as well
 }
 
 // all judges the parents that hold most, as a document sorts them; omitted is how
@@ -175,18 +178,25 @@ type found struct {
 // that it lives the snapshot has said. Who the others are is read without the
 // lock, which those who decide want. One call at a time.
 func (e *eye) all(ctx context.Context, most int) (list []found, omitted int, l last, err error) {
+	type parent struct {
+		task.ID
+		reapable, total int
+	}
 	e.mu.Lock()
-	parents := slices.Collect(e.tracker.Parents())
+	parents := make([]parent, 0, e.tracker.Len())
+	for p := range e.tracker.Parents() { // not the parents themselves: their zombies would be kept
+		parents = append(parents, parent{p.ID, p.Reapable(), p.Total()})
+	}
 	least := e.policy.Least().Threshold
 	e.mu.Unlock()
-	slices.SortFunc(parents, func(a, b *tracker.Parent) int {
-		return cmp.Or(cmp.Compare(b.Reapable(), a.Reapable()), cmp.Compare(b.Total(), a.Total()), cmp.Compare(a.PID, b.PID))
+	slices.SortFunc(parents, func(a, b parent) int {
+		return cmp.Or(cmp.Compare(b.reapable, a.reapable), cmp.Compare(b.total, a.total), cmp.Compare(a.PID, b.PID))
 	})
 	if omitted = max(0, len(parents)-most); omitted > 0 {
 		parents = parents[:most]
 	}
-	now := task.Now()
 	size := 0
+	var seen, pictured []sight
 	for i, p := range parents {
 		if size > maxDocument {
 			omitted += len(parents) - i
@@ -195,43 +205,75 @@ func (e *eye) all(ctx context.Context, most int) (list []found, omitted int, l l
 		if ctx.Err() != nil {
 			return nil, 0, last{}, ctx.Err()
 		}
-		proc, ok := task.Process{}, false
-		if p.Reapable() < least {
-			proc, ok = e.album.find(p.ID, now)
+		var s sight
+		var failed error
+		if p.reapable < least {
+			s.proc, failed = e.picture(p.ID)
+		} else {
+			s, failed = e.see(p.ID)
 		}
-		if !ok {
-			var failed error
-			if proc, failed = e.inspect(p.ID); failed != nil {
-				if !errors.Is(failed, procscan.ErrGone) {
-					err = failed
-					omitted++
-				}
-				continue
-			}
-			if p.Reapable() < least {
-				e.album.add(proc, now)
-			}
+		switch {
+		case errors.Is(failed, procscan.ErrGone):
+			continue
+		case failed != nil:
+			err = failed
+			omitted++
+			continue
+		case p.reapable < least:
+			pictured = append(pictured, s)
+		default:
+			seen = append(seen, s)
 		}
-		size += len(proc.Exe) + len(proc.Cgroup) + len(proc.PidsCgroup)
-		list = append(list, found{finding: finding{proc: proc}})
+		size += len(s.proc.Exe) + len(s.proc.Cgroup) + len(s.proc.PidsCgroup)
 	}
-	e.album.turn(now)
-	if len(list) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
+	e.album.turn()
+	if len(seen)+len(pictured) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
 		return nil, omitted, last{}, err
+	}
+
+	// What the loop has seen meanwhile is in it too. Who has come to be worth a
+	// verdict gets none by a picture.
+	e.mu.Lock()
+	var grown []task.ID
+	now, least := task.Now(), e.policy.Least().Threshold
+	weigh := func(all []sight, judged bool) {
+		for _, s := range all {
+			p, ok := e.tracker.Get(s.proc.ID)
+			switch {
+			case !ok:
+			case !judged && p.Reapable() >= least:
+				grown = append(grown, p.ID)
+			default:
+				list = append(list, found{e.weigh(s, now), p.Total()})
+			}
+		}
+	}
+	weigh(seen, true)
+	weigh(pictured, false)
+	e.mu.Unlock()
+	seen = seen[:0]
+	for _, id := range grown {
+		if s, err := e.see(id); err == nil {
+			seen = append(seen, s)
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// What the loop has seen meanwhile is in it too.
 	now = task.Now()
-	list = slices.DeleteFunc(list, func(f found) bool {
-		_, ok := e.tracker.Get(f.proc.ID)
-		return !ok
-	})
-	for i, f := range list {
-		p, _ := e.tracker.Get(f.proc.ID)
-		list[i] = found{e.weigh(f.proc, now), p}
-	}
+	weigh(seen, true)
 	return list, omitted, e.last, nil
+}
+
+// picture is inspect for people.
+func (e *eye) picture(id task.ID) (task.Process, error) {
+	if proc, ok := e.album.find(id); ok {
+		return proc, nil
+	}
+	proc, err := e.inspect(id)
+	if err == nil {
+		e.album.add(proc)
+	}
+	return proc, err
 }
 
 // cmdlines are the command lines of those that were last shown. They are read
@@ -255,6 +297,9 @@ const (
 	// cmdlinePatience is how long a command line is waited for. Reading one takes
 	// microseconds.
 	cmdlinePatience = 500 * time.Millisecond
+	// cmdlinesPatience is how long all those of a document are: the others are in it
+	// without.
+	cmdlinesPatience = 2 * time.Second
 	// cmdlinesKept bounds what is remembered, in bytes. The others are read again
 	// each time.
 	cmdlinesKept = 4 << 20
@@ -326,8 +371,8 @@ func (c *cmdlines) turn() {
 // second. The zero value is ready.
 type album struct {
 	mu          sync.Mutex
-	now, before map[task.ID]picture
-	at          time.Duration
+	now, before map[task.ID]picture // of the document that is made, and of the last one
+	at          time.Duration       // when somebody last looked
 }
 
 type picture struct {
@@ -342,14 +387,15 @@ const yellowed = time.Minute
 // nameless is how long a picture is good that lacks names that may yet come.
 const nameless = 5 * time.Second
 
-func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
+func (a *album) find(id task.ID) (task.Process, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.at = task.Now()
 	p, ok := a.now[id] // of a document that was given up
 	if !ok {
 		p, ok = a.before[id]
 	}
-	if !ok || now > p.until {
+	if !ok || a.at > p.until {
 		return task.Process{}, false
 	}
 	a.keep(p)
@@ -357,12 +403,13 @@ func (a *album) find(id task.ID, now time.Duration) (task.Process, bool) {
 }
 
 // add takes a picture of one that was just read.
-func (a *album) add(proc task.Process, now time.Duration) {
+func (a *album) add(proc task.Process) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	until := now + yellowed - time.Duration(proc.PID%30)*time.Second
+	a.at = task.Now()
+	until := a.at + yellowed - time.Duration(proc.PID%30)*time.Second
 	if proc.NamesUnknown {
-		until = now + nameless
+		until = a.at + nameless
 	}
 	a.keep(picture{proc, until})
 }
@@ -375,17 +422,17 @@ func (a *album) keep(p picture) {
 }
 
 // turn ends a document: who was not in it is forgotten.
-func (a *album) turn(now time.Duration) {
+func (a *album) turn() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.now, a.before, a.at = nil, a.now, now
+	a.now, a.before = nil, a.now
 }
 
 // drop forgets all once nobody has looked for a while.
-func (a *album) drop(now time.Duration) {
+func (a *album) drop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if now-a.at > 2*yellowed {
+	if task.Now()-a.at > 2*yellowed {
 		a.now, a.before = nil, nil
 	}
 }
@@ -436,7 +483,7 @@ const relatives = 20
 
 // Parent implements [report.View].
 func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
-	proc, err := d.opts.Proc.Inspect(pid)
+	proc, err := d.eye.read(pid)
 	if errors.Is(err, procscan.ErrGone) {
 		return report.Detail{}, report.ErrNotFound
 	}
@@ -491,7 +538,7 @@ const maxAncestors = 64
 func (d *Daemon) ancestors(pid int) []report.Relative {
 	var line []report.Relative
 	for pid > 0 && len(line) < maxAncestors {
-		p, err := d.opts.Proc.Inspect(pid)
+		p, err := d.eye.read(pid)
 		if err != nil {
 			return line
 		}

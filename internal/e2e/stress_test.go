@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -839,7 +840,8 @@ func hostileClients(t *testing.T, mode string) {
 
 	quit := make(chan struct{})
 	var clients sync.WaitGroup
-	sent := make([]int, 8)
+	sent := make([]int, 9)
+	var pids atomic.Int64
 	kinds := []func(c net.Conn){
 		func(net.Conn) {}, // says nothing
 		func(c net.Conn) { _, _ = c.Write([]byte(strings.Repeat("\x00\xff\x1b[2J garbage\r\n", 500))) },
@@ -872,6 +874,14 @@ func hostileClients(t *testing.T, mode string) {
 					return
 				}
 			}
+		},
+		func(c net.Conn) { // asks about one after the other, each of which is an answer of its own
+			for range 200 {
+				if _, err := fmt.Fprintf(c, "GET /v1/parents/%d HTTP/1.1\r\nHost: kzr\r\n\r\n", 1+pids.Add(1)%4000); err != nil {
+					return
+				}
+			}
+			_, _ = io.Copy(io.Discard, c)
 		},
 		func(c net.Conn) {
 			_, _ = io.WriteString(c, "POST /v1/status HTTP/1.1\r\nHost: kzr\r\nContent-Length: 999999999\r\n\r\n"+strings.Repeat("x", 100000))
@@ -941,12 +951,15 @@ func hostileClients(t *testing.T, mode string) {
 		z := zoo.Start(t, "exec=%s leak=20 chld=count serve", s.exe)
 		met := time.Now().Add(time.Second)
 		z.WaitDead(patience)
-		e := k.saw(z.PID, "signal SIGCHLD")
-		worst = max(worst, e.Time.Sub(met))
+		late := k.saw(z.PID, "signal SIGCHLD").Time.Sub(met)
+		yardstick := late // if the other one did not come to it at all
 		if of := quiet.all(about(z.PID, "signal SIGCHLD")); len(of) > 0 {
-			e = of[0]
-		} // else it was no sooner
-		usual = max(usual, e.Time.Sub(met))
+			yardstick = of[0].Time.Sub(met)
+		}
+		if late > 3*time.Second+3*max(yardstick, 0) {
+			t.Errorf("a target waited %v, and %v for a kzr that nobody disturbs", late, yardstick)
+		}
+		worst, usual = max(worst, late), max(usual, yardstick)
 	}
 	during := k.usage()
 	stopClients()
@@ -956,9 +969,6 @@ func hostileClients(t *testing.T, mode string) {
 	}
 	if scrapes == 0 || longest > patience/2 {
 		t.Errorf("%d scrapes, and none for %v", scrapes, longest)
-	}
-	if worst > 5*time.Second+3*usual {
-		t.Errorf("a target waited %v; for a kzr that nobody disturbs, at most %v", worst, usual)
 	}
 	zoo.Within(t, patience, "the connections are closed", func() bool { return k.usage().files <= before.files+4 })
 	s.wantAnswer("/v1/parents", &warm)

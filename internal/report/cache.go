@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -14,13 +15,14 @@ var errBusy = errors.New("kzr is busy")
 
 // cache makes each answer at most once in ttl, one at a time, and shares it: two
 // hundred clients cost the daemon one. An answer that takes longer than its asker
-// waits is made all the same, for who asks next: on a node in trouble, which people
-// want to see most of all, each could be such a one.
+// waits is made all the same, and kept until it has been asked for again: on a
+// node in trouble, which people want to see most of all, each could be such a one.
 type cache struct {
 	ctx   context.Context // that of the answers; they end with it
-	ttl   time.Duration
-	limit int           // bytes of answers under way to readers beyond which none is made
-	turn  chan struct{} // holds a token while an answer is made
+	log   *slog.Logger    // hears of faults
+	ttl   time.Duration   // from the moment that an answer is first taken
+	limit int             // bytes of answers under way to readers beyond which none is made
+	turn  chan struct{}   // holds a token while an answer is made
 
 	making sync.WaitGroup
 
@@ -29,13 +31,22 @@ type cache struct {
 	held    int                // bytes of those that are being read, fresh or not
 }
 
+// untaken is how long an answer is kept that nobody waited for: who was told to ask
+// again after a second does so, as soon as it has time itself.
+const untaken = 5 * time.Second
+
+// errFault is the answer to who sees kzr make a mistake.
+var errFault = errors.New("a fault in kzr: its log tells more")
+
 type answer struct {
 	body    []byte
 	readers int
+	taken   bool
+	expiry  *time.Timer
 }
 
-func newCache(ctx context.Context, ttl time.Duration, limit int) *cache {
-	return &cache{ctx: ctx, ttl: ttl, limit: limit, turn: make(chan struct{}, 1), answers: make(map[string]*answer)}
+func newCache(ctx context.Context, log *slog.Logger, ttl time.Duration, limit int) *cache {
+	return &cache{ctx: ctx, log: log, ttl: ttl, limit: limit, turn: make(chan struct{}, 1), answers: make(map[string]*answer)}
 }
 
 // get returns a fresh answer, made by render if there is none; the caller must
@@ -61,16 +72,15 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 		return nil, errBusy
 	}
 	type result struct {
-		answer   *answer
-		err      error
-		panicked string
+		answer *answer
+		err    error
 	}
 	done := make(chan result, 1)
 	c.making.Go(func() {
-		var r result
+		r := result{err: errFault}
 		defer func() {
 			if p := recover(); p != nil { // the daemon's own work goes on
-				r.panicked = fmt.Sprintf("%v, making %q\n%s", p, key, debug.Stack())
+				c.log.Error("making an answer failed", "answer", key, "error", fmt.Sprint(p), "stack", string(debug.Stack()))
 			}
 			<-c.turn
 			done <- r
@@ -79,9 +89,6 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 	})
 	select {
 	case r := <-done:
-		if r.panicked != "" {
-			panic(r.panicked) // which the server catches and logs
-		}
 		if r.err != nil {
 			return nil, r.err
 		}
@@ -104,9 +111,9 @@ func (c *cache) make(key string, render func(context.Context) ([]byte, error)) (
 	}
 	a := &answer{body: body}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.answers[key] = a
-	c.mu.Unlock()
-	time.AfterFunc(c.ttl, func() { // no timestamps, and nothing is kept while nobody asks
+	a.expiry = time.AfterFunc(untaken, func() { // no timestamps, and nothing is kept while nobody asks
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.answers[key] == a {
@@ -129,6 +136,10 @@ func (c *cache) hold(key string) *answer {
 func (c *cache) keep(a *answer) *answer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !a.taken {
+		a.taken = true
+		a.expiry.Reset(c.ttl)
+	}
 	if a.readers++; a.readers == 1 {
 		c.held += len(a.body)
 	}

@@ -48,7 +48,7 @@ type Server struct {
 func (s *Server) Run(ctx context.Context, api, metrics net.Listener) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	h := &handlers{Server: s, documents: newCache(ctx, answerFresh, maxHeld), figures: newCache(ctx, answerFresh, maxHeld)}
+	h := &handlers{Server: s, documents: newCache(ctx, s.Log, answerFresh, maxHeld), figures: newCache(ctx, s.Log, answerFresh, maxHeld)}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
 	serve := func(l net.Listener, clients int32, mux *http.ServeMux) {

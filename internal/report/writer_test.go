@@ -210,7 +210,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(soon); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 20s for %s", what)
+			t.Fatalf("after %v still not: %s", soon, what)
 		}
 	}
 }
