@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -329,6 +330,28 @@ func TestNoVerdictByAnOldPicture(t *testing.T) {
 	}
 	if f := <-answer; f.proc.Exe == old.Exe || f.reapable != 7 {
 		t.Errorf("%+v", f)
+	}
+}
+
+// When the time for a document's command lines is over no more of them are read.
+func TestCmdlinesHaveTheirTime(t *testing.T) {
+	d, source := newDaemon(t, 0)
+	self, err := source.Inspect(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c cmdlines
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if args := c.of(over, d.opts.Proc, self.ID, task.Now()); args != nil || c.reading.Load() {
+		t.Errorf("%q, being read: %t", args, c.reading.Load())
+	}
+	if args := c.of(t.Context(), d.opts.Proc, self.ID, task.Now()); !slices.Equal(args, os.Args) {
+		t.Errorf("%q, want %q", args, os.Args)
+	}
+	c.turn()
+	if args := c.of(over, d.opts.Proc, self.ID, task.Now()); !slices.Equal(args, os.Args) {
+		t.Errorf("what was read before: %q", args)
 	}
 }
 

@@ -339,7 +339,7 @@ func (c *cmdlines) fresh(ctx context.Context, proc *procscan.Scanner, id task.ID
 
 // get reads one. The caller holds mu, so that only one is read at a time.
 func (c *cmdlines) get(ctx context.Context, proc *procscan.Scanner, id task.ID) (args []string, ok bool) {
-	if !c.reading.CompareAndSwap(false, true) {
+	if ctx.Err() != nil || !c.reading.CompareAndSwap(false, true) {
 		return nil, false
 	}
 	done := make(chan []string, 1)
