@@ -18,14 +18,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/task"
 	"kzr/internal/zoo"
 )
 
 // The daemon's own life.
 
 // The wall clock belongs to the whole machine, so it is set only where that is
-// the test's own; suspend cannot be made. Elsewhere TestTimeNamespace shows that
-// ages do not come from a clock that can be offset.
+// the test's own. Elsewhere TestTimeNamespace shows that ages do not come from a
+// clock that can be offset.
 func TestScenario31ClockJumps(t *testing.T) {
 	if os.Getenv("KZR_OWN_MACHINE") != "1" {
 		t.Skip("it sets the machine's clock: KZR_OWN_MACHINE=1 allows it")
@@ -70,6 +71,75 @@ func setClock(t *testing.T, by time.Duration) {
 	if err := unix.Settimeofday(&then); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The machine is suspended to memory while a parent has half of its grace left.
+// It has that half when the machine is back, however long it slept.
+func TestScenario31Suspend(t *testing.T) {
+	if os.Getenv("KZR_OWN_MACHINE") != "1" {
+		t.Skip("it suspends the machine: KZR_OWN_MACHINE=1 allows it")
+	}
+	const grace, asleep = 20 * time.Second, 40 * time.Second
+	type watched struct {
+		k *daemon
+		z *zoo.Zoo
+	}
+	var all []watched
+	born := task.Now()
+	for _, mode := range []string{"--mode=ebpf", "--mode=proc"} {
+		s := newSite(t)
+		k := s.start(mode, "--scope=all", "--sweep-interval=1s", "--grace="+grace.String())
+		all = append(all, watched{k, zoo.Start(t, "exec=%s leak=12 serve", s.exe)})
+	}
+	began := task.Now() // they all leak
+	for _, w := range all {
+		w.k.saw(w.z.PID, "suspect")
+	}
+	for _, w := range all {
+		w.k.never(0, "a signal before half of the grace is over", isSignal)
+	}
+	slept := suspend(t, asleep)
+	for _, w := range all {
+		e := w.k.saw(w.z.PID, "signal SIGCHLD")
+		// The moment on the clock that stood still.
+		if at := task.Now() - time.Since(e.Time); at-born < grace {
+			t.Errorf("%s: after %v of a grace of %v, and %v of sleep: %s", w.k.cmd.Args, at-born, grace, slept, e.line)
+		}
+		if lived := task.Now() - began; e.Oldest < grace.Seconds() || e.Oldest > lived.Seconds()+1 {
+			t.Errorf("%s: an age of %.1f s after %v", w.k.cmd.Args, e.Oldest, lived)
+		}
+		w.k.saw(w.z.PID, "terminated")
+	}
+	record(t, len(all), fmt.Sprintf("suspended for %v with half of a grace of %v over: the other half was waited for after that, with either source", slept.Round(time.Second), grace))
+}
+
+// suspend suspends the machine until its clock wakes it, and returns for how long
+// the monotonic clock stood still.
+func suspend(t *testing.T, d time.Duration) time.Duration {
+	t.Helper()
+	still := func() time.Duration {
+		var boot unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(boot.Nano()) - task.Now()
+	}
+	before := still()
+	for _, w := range []struct{ file, text string }{
+		{"/sys/class/rtc/rtc0/wakealarm", "0"},
+		{"/sys/class/rtc/rtc0/wakealarm", fmt.Sprintf("+%.0f", d.Seconds())},
+		{"/sys/power/mem_sleep", "deep"},
+		{"/sys/power/state", "mem"},
+	} {
+		if err := os.WriteFile(w.file, []byte(w.text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slept := still() - before
+	if slept < d/2 {
+		t.Fatalf("the machine slept for %v only", slept)
+	}
+	return slept
 }
 
 // In a time namespace the monotonic and the boot-time clock differ from the

@@ -63,7 +63,7 @@ var situations = map[int]string{
 	28: "process table full, nothing can fork",
 	29: "container at its own pids.max",
 	30: "daemon killed in the middle of a ladder and restarted",
-	31: "clock set back or forward",
+	31: "clock set back or forward; suspend",
 	32: "reload while a target waits; a broken file",
 	33: "slow, dead, hostile readers of the socket",
 	34: "short-lived parents, thousands a second",

@@ -44,7 +44,7 @@ func TestTable(t *testing.T) {
 	want := []string{
 		"| 2 | slow reaper: always some zombies, never an old one | `TestScenario02SlowReaper` | 2 | as it must be |",
 		"| 11 | pid reused between detection and any signal | `TestScenario11PidReuse/ebpf` | 300 | no signal \\| to a new owner |",
-		"| 31 | clock set back or forward | `TestScenario31Clock` | 0 | not run here: it needs a machine of its own |",
+		"| 31 | clock set back or forward; suspend | `TestScenario31Clock` | 0 | not run here: it needs a machine of its own |",
 		"|  | Fault log disk full | `TestFaultLogDiskFull` | 0 | **failed 1 of 1**: the log stays |",
 		"|  | Soak | `TestSoak/proc` | 66 | as it must be |",
 	}
@@ -102,7 +102,7 @@ verdict: passed
 	_, got, _ := strings.Cut(b.String(), "|--:|---|---|---|\n")
 	want := strings.Join([]string{
 		"| 28 | process table full, nothing can fork | `TestScenario28MachineFull/ebpf` | 5.10: freed in 1s; 6.1 on arm64: freed in 2s |",
-		"| 31 | clock set back or forward | `TestScenario31Clock` | as it must be |",
+		"| 31 | clock set back or forward; suspend | `TestScenario31Clock` | as it must be |",
 		"|  | all of internal/probe that an emulated machine can time | | 1 passed |",
 		"",
 	}, "\n")
