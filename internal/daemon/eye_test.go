@@ -340,17 +340,20 @@ func TestCmdlinesHaveTheirTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	own := func(args []string) bool { // behind that of an emulator, if one runs it
+		return len(args) >= len(os.Args) && slices.Equal(args[len(args)-len(os.Args):], os.Args)
+	}
 	var c cmdlines
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	if args := c.of(over, d.opts.Proc, self.ID, task.Now()); args != nil || c.reading.Load() {
 		t.Errorf("%q, being read: %t", args, c.reading.Load())
 	}
-	if args := c.of(t.Context(), d.opts.Proc, self.ID, task.Now()); !slices.Equal(args, os.Args) {
+	if args := c.of(t.Context(), d.opts.Proc, self.ID, task.Now()); !own(args) {
 		t.Errorf("%q, want %q", args, os.Args)
 	}
 	c.turn()
-	if args := c.of(over, d.opts.Proc, self.ID, task.Now()); !slices.Equal(args, os.Args) {
+	if args := c.of(over, d.opts.Proc, self.ID, task.Now()); !own(args) {
 		t.Errorf("what was read before: %q", args)
 	}
 }
