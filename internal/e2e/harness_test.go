@@ -393,6 +393,12 @@ func (d *daemon) story(pid int) []string {
 	return words
 }
 
+// floodStory is the story of one that forks as fast as it can: at times it is found
+// in the kernel, and put off.
+func (d *daemon) floodStory(pid int) []string {
+	return slices.DeleteFunc(d.story(pid), func(words string) bool { return words == "spared uninterruptible" })
+}
+
 func (d *daemon) wantStory(pid int, want ...string) {
 	d.t.Helper()
 	if got := d.story(pid); !slices.Equal(got, want) {

@@ -656,7 +656,7 @@ func TestScenario28KzrInFullCgroup(t *testing.T) {
 			t.Errorf("threads: %d before, %d after", began.threads, u.threads)
 		}
 		// Under pressure nobody is asked to reap.
-		if story := k.story(leaker.PID); len(story) == 0 || story[0] != "signal SIGTERM" {
+		if story := k.floodStory(leaker.PID); len(story) == 0 || story[0] != "signal SIGTERM" {
 			t.Errorf("the story is %v", story)
 		}
 		record(t, 1, fmt.Sprintf("kzr in the full cgroup itself: freed in %v, no new thread", took.Round(10*time.Millisecond)))
@@ -795,9 +795,7 @@ func fullPod(t *testing.T, mode, script string, story []string) {
 	leaker.WaitDead(patience)
 	took := time.Since(began)
 	k.saw(leaker.PID, "terminated")
-	// It forks as fast as it can: at times it is found in the kernel, and put off.
-	got := slices.DeleteFunc(k.story(leaker.PID), func(line string) bool { return line == "spared uninterruptible" })
-	if !slices.Equal(got, story) {
+	if got := k.floodStory(leaker.PID); !slices.Equal(got, story) {
 		t.Errorf("its story is %q, but should be %q", got, story)
 	}
 	if e := k.all(about(leaker.PID, "signal SIGKILL"))[0]; e.Container != id {
