@@ -142,7 +142,11 @@ func TestListWhileThreadsGo(t *testing.T) {
 	for range 20 {
 		z := zoo.Start(t, "leak=40 serve")
 		id := settled(t, s, z.PID)
-		go z.Do("deadleader")
+		answered := make(chan struct{}) // before the test ends it
+		go func() {
+			defer close(answered)
+			z.Do("deadleader")
+		}()
 		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
 			snap, err := s.family(id)
 			if errors.Is(err, errUnsure) {
@@ -155,6 +159,7 @@ func TestListWhileThreadsGo(t *testing.T) {
 				t.Fatalf("%+v, want 40", c)
 			}
 		}
+		<-answered
 	}
 }
 
