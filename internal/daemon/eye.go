@@ -123,20 +123,20 @@ type finding struct {
 
 // A sight is one look at a process, and at how many pids are left around it.
 type sight struct {
-	proc  task.Process
-	node  procscan.Node        // zero if it was not looked at, or cannot be
-	chain []procscan.PidsLimit // of its cgroup, and those around that
+	proc     task.Process
+	chain    []procscan.PidsLimit // of its cgroup, and those around that
+	pictured bool                 // an old one, and without the chain: see album
 }
 
-// weigh says what is to be thought of a parent as the tracker knows it. The caller
-// holds mu.
-func (e *eye) weigh(s sight, now time.Duration) finding {
+// weigh says what is to be thought of a parent as the tracker knows it, with the
+// node as it is. The caller holds mu.
+func (e *eye) weigh(s sight, node procscan.Node, now time.Duration) finding {
 	f := finding{proc: s.proc, never: true}
 	p, ok := e.tracker.Get(s.proc.ID)
 	full := false
 	if ok && e.config.Pressure > 0 && p.Reapable() >= e.policy.Least().Threshold {
 		near := func(current, limit int) bool { return policy.Pressure(e.config.Pressure, current, limit, p.Reapable()) }
-		full = s.node.Limit > 0 && near(s.node.Tasks, s.node.Limit)
+		full = node.Limit > 0 && near(node.Tasks, node.Limit)
 		f.pressed = full || slices.ContainsFunc(s.chain, func(l procscan.PidsLimit) bool { return near(l.Current, l.Limit) })
 	}
 	f.rule = e.policy.RuleFor(&f.proc, full)
@@ -190,11 +190,20 @@ func (e *eye) see(id task.ID) (sight, error) {
 	}
 	e.reading <- struct{}{}
 	defer func() { <-e.reading }()
-	s := sight{proc: proc, chain: e.proc.PidsLimits(proc.PidsCgroup)}
-	if n, err := e.proc.Node(); err == nil {
-		s.node = n
+	return sight{proc: proc, chain: e.proc.PidsLimits(proc.PidsCgroup)}, nil
+}
+
+// node reads how many pids are left on the node, nothing if that cannot be had or
+// makes no difference. The caller holds mu.
+func (e *eye) node() procscan.Node {
+	if e.config.Pressure == 0 {
+		return procscan.Node{}
 	}
-	return s, nil
+	n, err := e.proc.Node()
+	if err != nil {
+		return procscan.Node{}
+	}
+	return n
 }
 
 // place says whose a process is, by its cgroup.
@@ -317,8 +326,9 @@ func (e *eye) crowded(n int, now time.Duration) map[task.ID]judgement {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	node := e.node()
 	for id, s := range seen {
-		all[id] = judgement{finding: e.weigh(s, now)}
+		all[id] = judgement{finding: e.weigh(s, node, now)}
 	}
 	return all
 }
@@ -342,7 +352,7 @@ func (e *eye) lookAt(ctx context.Context, id task.ID) (finding, time.Duration, e
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.weigh(s, now), now, nil
+	return e.weigh(s, e.node(), now), now, nil
 }
 
 // glimpse brings what is known of one parent up to date. Where so many want that

@@ -186,6 +186,19 @@ func TestTheGreatestAreShown(t *testing.T) {
 	}
 }
 
+// stall has everybody who reads a process wait, as if the kernel made them, until
+// they may go on.
+func stall(d *Daemon) (goOn func()) {
+	for range maxReading {
+		d.eye.reading <- struct{}{}
+	}
+	return func() {
+		for range maxReading {
+			<-d.eye.reading
+		}
+	}
+}
+
 // A document of very many parents takes long. Nobody who decides waits for it, and
 // it is given up when nobody waits for it any more.
 func TestADocumentHoldsUpNobody(t *testing.T) {
@@ -194,9 +207,7 @@ func TestADocumentHoldsUpNobody(t *testing.T) {
 	if _, err := d.eye.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range maxReading { // as if the kernel let each of them wait
-		d.eye.reading <- struct{}{}
-	}
+	goOn := stall(d)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	answer := make(chan error, 1)
@@ -225,9 +236,7 @@ func TestADocumentHoldsUpNobody(t *testing.T) {
 	default:
 	}
 	cancel()
-	for range maxReading {
-		<-d.eye.reading
-	}
+	goOn()
 	if err := <-answer; !errors.Is(err, context.Canceled) {
 		t.Errorf("given up with %v", err)
 	}
@@ -250,14 +259,7 @@ func TestCostIsTheSweepsOwn(t *testing.T) {
 			}
 		})
 	}
-	for range maxReading { // to look at the leaker takes as long
-		d.eye.reading <- struct{}{}
-	}
-	time.AfterFunc(2*delay, func() {
-		for range maxReading {
-			<-d.eye.reading
-		}
-	})
+	time.AfterFunc(2*delay, stall(d)) // to look at the leaker takes as long
 	d.sweep(t.Context())
 	swept := task.Now()
 	over.Store(true)
@@ -310,9 +312,7 @@ func TestNoVerdictByAnOldPicture(t *testing.T) {
 	if _, err := d.eye.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range maxReading {
-		d.eye.reading <- struct{}{}
-	}
+	goOn := stall(d)
 	answer := make(chan found)
 	go func() { answer <- shown() }()
 	zoo.Within(t, time.Minute, "its picture was looked at", func() bool {
@@ -325,9 +325,7 @@ func TestNoVerdictByAnOldPicture(t *testing.T) {
 	if _, err := d.eye.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range maxReading {
-		<-d.eye.reading
-	}
+	goOn()
 	if f := <-answer; f.proc.Exe == old.Exe || f.reapable != 7 {
 		t.Errorf("%+v", f)
 	}

@@ -196,7 +196,7 @@ func (e *eye) all(ctx context.Context, most int) (list []found, omitted int, l l
 		parents = parents[:most]
 	}
 	size := 0
-	var seen, pictured []sight
+	var seen []sight
 	for i, p := range parents {
 		if size > maxDocument {
 			omitted += len(parents) - i
@@ -205,75 +205,69 @@ func (e *eye) all(ctx context.Context, most int) (list []found, omitted int, l l
 		if ctx.Err() != nil {
 			return nil, 0, last{}, ctx.Err()
 		}
-		var s sight
-		var failed error
+		look := e.see
 		if p.reapable < least {
-			s.proc, failed = e.picture(p.ID)
-		} else {
-			s, failed = e.see(p.ID)
+			look = e.picture
 		}
+		s, failed := look(p.ID)
 		switch {
-		case errors.Is(failed, procscan.ErrGone):
-			continue
-		case failed != nil:
+		case failed == nil:
+			size += len(s.proc.Exe) + len(s.proc.Cgroup) + len(s.proc.PidsCgroup)
+			seen = append(seen, s)
+		case !errors.Is(failed, procscan.ErrGone):
 			err = failed
 			omitted++
-			continue
-		case p.reapable < least:
-			pictured = append(pictured, s)
-		default:
-			seen = append(seen, s)
 		}
-		size += len(s.proc.Exe) + len(s.proc.Cgroup) + len(s.proc.PidsCgroup)
 	}
 	e.album.turn()
-	if len(seen)+len(pictured) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
+	if len(seen) == 0 && err != nil { // nothing can be read, which is not to say that nothing is there
 		return nil, omitted, last{}, err
 	}
-
-	// What the loop has seen meanwhile is in it too. Who has come to be worth a
-	// verdict gets none by a picture.
-	e.mu.Lock()
-	var grown []task.ID
-	now, least := task.Now(), e.policy.Least().Threshold
-	weigh := func(all []sight, judged bool) {
-		for _, s := range all {
-			p, ok := e.tracker.Get(s.proc.ID)
-			switch {
-			case !ok:
-			case !judged && p.Reapable() >= least:
-				grown = append(grown, p.ID)
-			default:
-				list = append(list, found{e.weigh(s, now), p.Total()})
+	for {
+		judged, grown, l := e.found(seen)
+		list = append(list, judged...)
+		if len(grown) == 0 {
+			return list, omitted, l, nil
+		}
+		seen = seen[:0]
+		for _, id := range grown {
+			if s, err := e.see(id); err == nil {
+				seen = append(seen, s)
 			}
 		}
 	}
-	weigh(seen, true)
-	weigh(pictured, false)
-	e.mu.Unlock()
-	seen = seen[:0]
-	for _, id := range grown {
-		if s, err := e.see(id); err == nil {
-			seen = append(seen, s)
-		}
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	now = task.Now()
-	weigh(seen, true)
-	return list, omitted, e.last, nil
 }
 
-// picture is inspect for people.
-func (e *eye) picture(id task.ID) (task.Process, error) {
-	if proc, ok := e.album.find(id); ok {
-		return proc, nil
+// found judges those who were looked at, with what the loop has seen meanwhile. Who
+// has come to be worth a verdict gets none by a picture, and is to be looked at.
+func (e *eye) found(seen []sight) (judged []found, grown []task.ID, l last) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now, node := task.Now(), e.node()
+	for _, s := range seen {
+		p, ok := e.tracker.Get(s.proc.ID)
+		switch {
+		case !ok:
+		case s.pictured && p.Reapable() >= e.policy.Least().Threshold:
+			grown = append(grown, p.ID)
+		default:
+			judged = append(judged, found{e.weigh(s, node, now), p.Total()})
+		}
 	}
-	proc, err := e.inspect(id)
-	if err == nil {
+	return judged, grown, e.last
+}
+
+// picture is see for people, of a parent with too few zombies to fill anything.
+func (e *eye) picture(id task.ID) (sight, error) {
+	proc, ok := e.album.find(id)
+	if !ok {
+		var err error
+		if proc, err = e.inspect(id); err != nil {
+			return sight{}, err
+		}
 		e.album.add(proc)
 	}
-	return proc, err
+	return sight{proc: proc, pictured: true}, nil
 }
 
 // cmdlines are the command lines of those that were last shown. They are read

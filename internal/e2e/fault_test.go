@@ -59,6 +59,9 @@ func TestFaultStoppedDaemon(t *testing.T) {
 		late.WaitDead(patience)
 		k.saw(late.PID, "terminated")
 		waited := k.saw(late.PID, "signal SIGCHLD").Time.Sub(cont)
+		if waited > patience/4 {
+			t.Errorf("the one that leaked meanwhile waited %v", waited)
+		}
 		time.Sleep(2 * time.Second)
 		alive(t, recovers.Proc, suspect.Proc, passing.Proc)
 		if c := recovers.Count(); c.TERM != terms {

@@ -31,11 +31,26 @@ const patience = 60 * time.Second
 func inBothModes(t *testing.T, f func(t *testing.T, mode string)) {
 	t.Helper()
 	t.Parallel()
+	eachMode(t, f)
+}
+
+// eachMode is inBothModes for a test beside which no other is to run.
+func eachMode(t *testing.T, f func(t *testing.T, mode string)) {
+	t.Helper()
 	for _, mode := range []string{"ebpf", "proc"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			f(t, "--mode="+mode)
 		})
+	}
+}
+
+// ownMachine skips a test that would take the machine from those who use it. In the
+// machines of `make vmtest`, which say that they are the tests' own, it runs.
+func ownMachine(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("KZR_OWN_MACHINE") != "1" {
+		t.Skipf("%s: `make vmtest` does it in a virtual machine", why)
 	}
 }
 
@@ -399,6 +414,7 @@ func (d *daemon) floodStory(pid int) []string {
 	return slices.DeleteFunc(d.story(pid), func(words string) bool { return words == "spared uninterruptible" })
 }
 
+// wantStory compares the story of a process.
 func (d *daemon) wantStory(pid int, want ...string) {
 	d.t.Helper()
 	if got := d.story(pid); !slices.Equal(got, want) {

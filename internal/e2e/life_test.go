@@ -28,9 +28,7 @@ import (
 // the test's own. Elsewhere TestTimeNamespace shows that ages do not come from a
 // clock that can be offset.
 func TestScenario31ClockJumps(t *testing.T) {
-	if os.Getenv("KZR_OWN_MACHINE") != "1" {
-		t.Skip("it sets the machine's clock: KZR_OWN_MACHINE=1 allows it")
-	}
+	ownMachine(t, "it sets the machine's clock")
 	for _, mode := range []string{"--mode=ebpf", "--mode=proc"} {
 		for _, jump := range []time.Duration{time.Hour, -time.Hour} {
 			t.Run(fmt.Sprint(mode, jump), func(t *testing.T) {
@@ -76,9 +74,7 @@ func setClock(t *testing.T, by time.Duration) {
 // The machine is suspended to memory while a parent has half of its grace left.
 // It has that half when the machine is back, however long it slept.
 func TestScenario31Suspend(t *testing.T) {
-	if os.Getenv("KZR_OWN_MACHINE") != "1" {
-		t.Skip("it suspends the machine: KZR_OWN_MACHINE=1 allows it")
-	}
+	ownMachine(t, "it suspends the machine")
 	const grace, asleep = 20 * time.Second, 40 * time.Second
 	type watched struct {
 		k *daemon
@@ -117,13 +113,7 @@ func TestScenario31Suspend(t *testing.T) {
 // the monotonic clock stood still.
 func suspend(t *testing.T, d time.Duration) time.Duration {
 	t.Helper()
-	still := func() time.Duration {
-		var boot unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(boot.Nano()) - task.Now()
-	}
+	still := func() time.Duration { return task.SinceBoot() - task.Now() }
 	before := still()
 	for _, w := range []struct{ file, text string }{
 		{"/sys/class/rtc/rtc0/wakealarm", "0"},

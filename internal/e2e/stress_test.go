@@ -334,6 +334,14 @@ func storm(t *testing.T, mode string, n int) {
 		n, rate, float64(k.usage().peak)/(1<<20), (k.usage().cpu-before.cpu).Round(10*time.Millisecond), fed.Round(100*time.Millisecond)))
 }
 
+// madeBy is how many children these have made together.
+func madeBy(sources []*zoo.Zoo) (n int) {
+	for _, z := range sources {
+		n += z.Count().Made
+	}
+	return n
+}
+
 // While kzr cannot read, thousands of parents are hinted at: the ring overruns.
 // Nothing is decided on what came through; kzr says so and looks at everything.
 func TestScenario23RingOverrun(t *testing.T) {
@@ -344,19 +352,12 @@ func TestScenario23RingOverrun(t *testing.T) {
 	k.send(unix.SIGSTOP)
 	t.Cleanup(func() { _ = unix.Kill(k.pid, unix.SIGCONT) })
 	before := st
-	var sources [4]*zoo.Zoo
-	for i := range sources {
-		sources[i] = zoo.Start(t, "exec=%s serve", s.exe)
-		sources[i].Do("flash=0,kids=12")
-	}
-	made := func() (n int) {
-		for _, z := range sources {
-			n += z.Count().Made
-		}
-		return n
+	var sources []*zoo.Zoo
+	for range 4 {
+		sources = append(sources, zoo.Start(t, "exec=%s flash=0,kids=12 serve", s.exe))
 	}
 	const parents = 8000 // the ring has room for 4096
-	zoo.Within(t, 3*patience, "short-lived parents come and go", func() bool { return made() >= parents })
+	zoo.Within(t, 3*patience, "short-lived parents come and go", func() bool { return madeBy(sources) >= parents })
 	// This one's hint finds no room.
 	late := zoo.Start(t, "exec=%s leak=30 serve", s.exe)
 	for _, z := range sources {
@@ -389,7 +390,7 @@ func TestScenario23RingOverrun(t *testing.T) {
 	if st.Lost == 0 {
 		t.Error("the status counts no loss")
 	}
-	record(t, made(), fmt.Sprintf("%d hints lost, said so; the parent whose hint was lost was found by a sweep within %v (signalled %v after kzr went on) and nobody else was touched",
+	record(t, madeBy(sources), fmt.Sprintf("%d hints lost, said so; the parent whose hint was lost was found by a sweep within %v (signalled %v after kzr went on) and nobody else was touched",
 		st.Lost, swept.Round(time.Millisecond), sig.Time.Sub(cont).Round(10*time.Millisecond)))
 }
 
@@ -438,66 +439,52 @@ func TestScenario23SharedSlots(t *testing.T) {
 // Parents that live for a millisecond and leave zombies to others, thousands a
 // second of them if the machine can make so many.
 func TestScenario34ParentStorm(t *testing.T) {
-	// Both at once, and beside no other test: those have no time then.
-	for _, mode := range []string{"ebpf", "proc"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			parentStorm(t, "--mode="+mode)
-		})
-	}
-}
-
-func parentStorm(t *testing.T, mode string) {
-	s := newSite(t)
-	k := s.start(mode, "--scope=all", s.socket())
-	sources := []*zoo.Zoo{zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe)}
-	made := func() (n int) {
+	eachMode(t, func(t *testing.T, mode string) { // the others have no time then
+		s := newSite(t)
+		k := s.start(mode, "--scope=all", s.socket())
+		sources := []*zoo.Zoo{zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe)}
+		time.Sleep(time.Second)
+		if madeBy(sources) < 2000 {
+			sources = append(sources, zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe))
+		}
+		half := time.Duration(often(t, "KZR_FLASH_SECONDS", 10)) * time.Second / 2
+		time.Sleep(half) // first what kzr allocates once
+		first, before, began := k.usage(), madeBy(sources), time.Now()
+		time.Sleep(half)
+		rate := float64(madeBy(sources)-before) / time.Since(began).Seconds()
 		for _, z := range sources {
-			n += z.Count().Made
+			z.Do("quiet")
 		}
-		return n
-	}
-	time.Sleep(time.Second)
-	if made() < 2000 {
-		sources = append(sources, zoo.Start(t, "exec=%s flash=0,kids=3 serve", s.exe))
-	}
-	half := time.Duration(often(t, "KZR_FLASH_SECONDS", 10)) * time.Second / 2
-	time.Sleep(half) // first what kzr allocates once
-	first, before, began := k.usage(), made(), time.Now()
-	time.Sleep(half)
-	rate := float64(made()-before) / time.Since(began).Seconds()
-	for _, z := range sources {
-		z.Do("quiet")
-	}
-	last := k.usage()
-	for _, z := range sources {
-		k.silentAbout(0, z.PID)
-	}
-	if signals := k.all(isSignal); len(signals) > 0 {
-		t.Errorf("signalled: %s", signals[0].line)
-	}
-	zoo.Within(t, patience, "kzr forgets the parents", func() bool {
-		var doc document
-		if err := s.ask("/v1/parents", &doc); err != nil {
-			return false // busy: ask again
+		last := k.usage()
+		for _, z := range sources {
+			k.silentAbout(0, z.PID)
 		}
-		for _, p := range doc.Parents {
-			if strings.HasPrefix(p.Exe, s.dir) {
-				return false
+		if signals := k.all(isSignal); len(signals) > 0 {
+			t.Errorf("signalled: %s", signals[0].line)
+		}
+		zoo.Within(t, patience, "kzr forgets the parents", func() bool {
+			var doc document
+			if err := s.ask("/v1/parents", &doc); err != nil {
+				return false // busy: ask again
 			}
+			for _, p := range doc.Parents {
+				if strings.HasPrefix(p.Exe, s.dir) {
+					return false
+				}
+			}
+			return true
+		})
+		for _, z := range sources {
+			alive(t, z.Proc)
 		}
-		return true
+		if grown := last.resident - first.resident; grown > 8<<20 && !raceBuild {
+			t.Errorf("kzr grew from %v to %v", first, last)
+		}
+		if last.files > first.files+4 {
+			t.Errorf("descriptors: from %v to %v", first, last)
+		}
+		record(t, madeBy(sources), fmt.Sprintf("%.0f parents a second: none left in kzr's view, no signal, %v", rate, last))
 	})
-	for _, z := range sources {
-		alive(t, z.Proc)
-	}
-	if grown := last.resident - first.resident; grown > 8<<20 && !raceBuild {
-		t.Errorf("kzr grew from %v to %v", first, last)
-	}
-	if last.files > first.files+4 {
-		t.Errorf("descriptors: from %v to %v", first, last)
-	}
-	record(t, made(), fmt.Sprintf("%.0f parents a second: none left in kzr's view, no signal, %v", rate, last))
 }
 
 // A waiting is a shell that was started while that was possible, and runs its

@@ -48,9 +48,7 @@ func hoardThreads() {
 // The process table of the machine is full: nothing anywhere can fork, root
 // included. kzr, started before, frees it; its own test has to hold its breath.
 func TestScenario28MachineFull(t *testing.T) {
-	if os.Getenv("KZR_OWN_MACHINE") != "1" {
-		t.Skip("it fills the machine's process table: `make vmtest` does it in a virtual machine")
-	}
+	ownMachine(t, "it fills the machine's process table")
 	for _, c := range []struct{ name, mode, limit string }{
 		{"ebpf", "ebpf", "pid_max"},
 		{"proc", "proc", "pid_max"},

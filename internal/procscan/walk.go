@@ -398,9 +398,5 @@ func (w *worker) holder(pid uint32, tick uint64) (stat, error) {
 // bootTicks is the time since boot as start times count it. It is read in kzr's
 // own time namespace, as they are.
 func bootTicks() uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("CLOCK_BOOTTIME is part of every Linux kernel: " + err.Error())
-	}
-	return uint64(ts.Nano() / int64(time.Second/task.TicksPerSecond))
+	return uint64(task.SinceBoot() / (time.Second / task.TicksPerSecond))
 }

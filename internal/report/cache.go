@@ -60,17 +60,6 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 	case <-ctx.Done():
 		return nil, errBusy
 	}
-	if a := c.hold(key); a != nil { // made while this one waited
-		<-c.turn
-		return a, nil
-	}
-	c.mu.Lock()
-	full := c.held > c.limit
-	c.mu.Unlock()
-	if full { // slow readers hold many old answers
-		<-c.turn
-		return nil, errBusy
-	}
 	type result struct {
 		answer *answer
 		err    error
@@ -98,8 +87,17 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 	}
 }
 
-// make has an answer made and keeps it for a while.
+// make has an answer made and keeps it for a while. The caller has the turn.
 func (c *cache) make(key string, render func(context.Context) ([]byte, error)) (*answer, error) {
+	c.mu.Lock()
+	a, full := c.answers[key], c.held > c.limit
+	c.mu.Unlock()
+	switch {
+	case a != nil: // made while this one waited
+		return a, nil
+	case full: // slow readers hold many old answers
+		return nil, errBusy
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, makeTimeout)
 	defer cancel()
 	body, err := render(ctx)
@@ -109,7 +107,7 @@ func (c *cache) make(key string, render func(context.Context) ([]byte, error)) (
 	case err != nil:
 		return nil, err
 	}
-	a := &answer{body: body}
+	a = &answer{body: body}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answers[key] = a

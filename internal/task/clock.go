@@ -16,21 +16,21 @@ type Offsets struct {
 // Now reads CLOCK_MONOTONIC, the clock of every moment in this package. It is
 // the clock that bpf_ktime_get_ns reads, but for [Offsets]: kernel and daemon
 // agree.
-func Now() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic("CLOCK_MONOTONIC is part of every Linux kernel: " + err.Error())
-	}
-	return time.Duration(ts.Nano())
-}
+func Now() time.Duration { return read(unix.CLOCK_MONOTONIC) }
+
+// SinceBoot reads CLOCK_BOOTTIME, the clock of start times: Now, and the time that
+// the machine was suspended.
+func SinceBoot() time.Duration { return read(unix.CLOCK_BOOTTIME) }
 
 // ThreadTime reads CLOCK_THREAD_CPUTIME_ID: the CPU time that the calling thread
 // has used. Two readings can be compared on a goroutine that is locked to its
 // thread.
-func ThreadTime() time.Duration {
+func ThreadTime() time.Duration { return read(unix.CLOCK_THREAD_CPUTIME_ID) }
+
+func read(clock int32) time.Duration {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-		panic("CLOCK_THREAD_CPUTIME_ID is part of every Linux kernel: " + err.Error())
+	if err := unix.ClockGettime(clock, &ts); err != nil {
+		panic("every Linux kernel has this clock: " + err.Error())
 	}
 	return time.Duration(ts.Nano())
 }
