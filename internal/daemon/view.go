@@ -53,7 +53,7 @@ func (d *Daemon) swept(l last) {
 			if told == maxTold {
 				return
 			}
-			if l.at-z.Since < stayed || l.before-z.Since >= stayed {
+			if l.at-z.Since() < stayed || l.before-z.Since() >= stayed {
 				continue
 			}
 			if proc == nil {
@@ -66,7 +66,7 @@ func (d *Daemon) swept(l last) {
 			told++
 			d.opts.Report(report.Event{
 				Time: time.Now(), Name: report.EventZombie, Process: proc, Child: z,
-				Zombies: p.Reapable(), Oldest: l.at - z.Since,
+				Zombies: p.Reapable(), Oldest: l.at - z.Since(),
 			})
 		}
 	}

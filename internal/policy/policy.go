@@ -205,7 +205,7 @@ func Deferred(proc *task.Process) Reason {
 	switch {
 	case proc.Exiting || proc.State == 'Z' || proc.State == 'X' || proc.State == 'x':
 		return Dying
-	case proc.Tracer != 0 || proc.State == 't':
+	case proc.Tracer.PID != 0 || proc.State == 't':
 		return Traced
 	case proc.State == 'T':
 		return Stopped

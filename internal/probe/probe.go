@@ -364,15 +364,15 @@ func (p *Probe) add(c *task.Children, rec kzrRecord) {
 	switch rec.Kind {
 	case kindTraced:
 		c.Traced++
-		c.Tracer = int(rec.Tracer)
+		c.Tracer = task.ID{PID: int(rec.Tracer)}
 	case kindLeader:
 		c.Leaders++
 	default:
-		z := task.NewZombie(int(rec.Pid), p.ticks(rec.Start), 0)
+		var since time.Duration
 		if rec.Exited != 0 {
-			z.Since = time.Duration(rec.Exited) + p.offsets.Monotonic
+			since = time.Duration(rec.Exited) + p.offsets.Monotonic
 		}
-		c.Reapable = append(c.Reapable, z)
+		c.Reapable = append(c.Reapable, task.NewZombie(int(rec.Pid), p.ticks(rec.Start), since, 0))
 	}
 }
 

@@ -84,10 +84,10 @@ func (s *Scanner) inspect(pid int) (task.Process, error) {
 		st = parseStatus(b)
 	}
 	p.SigCaught, p.SigIgnored, p.SigBlocked = st.sigCaught, st.sigIgnored, st.sigBlocked
-	if p.Tracer = st.tracer; st.tracer != 0 {
+	if p.Tracer.PID = st.tracer; st.tracer != 0 {
 		// The kernel names the tracing thread; its process is what people know.
 		if b, err := readAll(s.root, strconv.Itoa(st.tracer)+"/status", statusMax); err == nil {
-			p.Tracer = parseStatus(b).tgid
+			p.Tracer.PID = parseStatus(b).tgid
 		}
 	}
 	if err := l.files(&p); err != nil {

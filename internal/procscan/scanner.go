@@ -16,11 +16,12 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
 )
 
-// ErrGone says that a process vanished, or that its pid went to another one,
-// while it was looked at.
-var ErrGone = errors.New("process is gone")
+// ErrGone is task.ErrGone.
+var ErrGone = task.ErrGone
 
 // ErrForeign says that the proc file system shows another pid namespace than
 // the one kzr runs in: its pids are not those that kzr could signal.

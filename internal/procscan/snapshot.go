@@ -95,10 +95,10 @@ func (s *Scanner) gather(snap *task.Snapshot, c *census) error {
 func add(c *task.Children, r *record, tracers map[uint32]int) {
 	switch r.kind() {
 	case free, own:
-		c.Reapable = append(c.Reapable, task.NewZombie(int(r.pid), r.start, 0))
+		c.Reapable = append(c.Reapable, task.NewZombie(int(r.pid), r.start, 0, 0))
 	case held:
 		c.Traced++
-		c.Tracer = tracers[r.pid]
+		c.Tracer = task.ID{PID: tracers[r.pid]}
 	case leader:
 		c.Leaders++
 	}

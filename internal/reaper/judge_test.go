@@ -77,7 +77,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	if children := snap.Parents[id]; children != nil {
 		look.Reapable = len(children.Reapable)
 		for _, z := range children.Reapable {
-			z.Since = 0 // by the first sighting
+			z = z.Waiting(0, 0) // by the first sighting
 			if _, seen := j.first[z]; !seen {
 				j.first[z] = snap.Began
 			}

@@ -374,7 +374,7 @@ func deafToTerm(p *task.Process) bool {
 // them began to wait.
 func oldZombies(zombies []task.Zombie) (n int, youngest time.Duration) {
 	for i := range zombies {
-		youngest = max(youngest, zombies[i].Since)
+		youngest = max(youngest, zombies[i].Since())
 	}
 	return len(zombies), youngest
 }
@@ -385,7 +385,7 @@ func oldZombies(zombies []task.Zombie) (n int, youngest time.Duration) {
 // zombies seem to reap because of the nudge.
 func waitingSince(zombies []task.Zombie, moment time.Duration) (n int) {
 	for i := range zombies {
-		if zombies[i].Since <= moment {
+		if zombies[i].Since() <= moment {
 			n++
 		}
 	}

@@ -156,7 +156,7 @@ func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 		Threads:   p.Threads,
 		NSPID:     append([]int{}, p.NSPID...),
 		Unseen:    sanitizeAll(p.Unseen),
-		Tracer:    p.Tracer,
+		Tracer:    p.Tracer.PID,
 		Signals:   signals(p),
 		Waits:     &p.Waited,
 		Ancestors: []Relative{},
@@ -166,7 +166,7 @@ func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 		Advice:    []string{},
 	}
 	if c != nil {
-		d.TracedZombies, d.ZombieTracer, d.DeadLeaders = c.Traced, c.Tracer, c.Leaders
+		d.TracedZombies, d.ZombieTracer, d.DeadLeaders = c.Traced, c.Tracer.PID, c.Leaders
 		d.Sample = append(d.Sample, sample(c.Reapable, now)...)
 	}
 	return d
@@ -175,10 +175,10 @@ func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 // sample picks the oldest zombies; those whose age is not known come last.
 func sample(all []task.Zombie, now time.Duration) []ZombieChild {
 	key := func(z task.Zombie) time.Duration {
-		if z.Since == 0 {
+		if z.Since() == 0 {
 			return math.MaxInt64
 		}
-		return z.Since
+		return z.Since()
 	}
 	// At half a million a sort of all of them would show; keep the best few.
 	best := make([]task.Zombie, 0, sampleSize+1)
@@ -195,8 +195,8 @@ func sample(all []task.Zombie, now time.Duration) []ZombieChild {
 	out := make([]ZombieChild, len(best))
 	for i, z := range best {
 		out[i] = ZombieChild{PID: z.PID(), StartTime: z.Start()}
-		if z.Since != 0 {
-			age := Seconds(now - z.Since)
+		if z.Since() != 0 {
+			age := Seconds(now - z.Since())
 			out[i].AgeSeconds = &age
 		}
 	}

@@ -10,6 +10,7 @@ package task
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -29,20 +30,44 @@ func (id ID) String() string { return fmt.Sprintf("%d@%d", id.PID, id.Start) }
 // Zombie is a dead thread group that its parent could reap. It is small (16
 // bytes) because a node can hold half a million.
 type Zombie struct {
-	id uint64 // pid above startBits, start time below
-	// Since is when it began to wait for this parent: the exit event, where the
-	// source saw it happen under this same parent; else 0, and the tracker
-	// replaces it by the first sighting.
-	Since time.Duration
+	id    uint64 // pid above startBits, start time below
+	times uint64 // since (ms) above sinceShift, then how long it was dead before, then flags
 }
 
-// A pid has 22 bits, and start times have a thousand years.
-const startBits = 42
+// A pid has 22 bits, and start times have a thousand years. Since has four years
+// of milliseconds; what came before has six days, in steps of 64 ms.
+const (
+	startBits  = 42
+	flagBits   = 4
+	sinceShift = 27
+	moment     = time.Millisecond
+	beforeUnit = 64 * time.Millisecond
+	beforeMax  = 1<<(sinceShift-flagBits) - 1
+)
+
+// Flag is what is known of how a zombie came to its parent.
+type Flag uint64
+
+const (
+	// Adopted says that somebody else forked it, for certain: its own father died.
+	Adopted Flag = 1 << iota
+	// Foreign says that it was put on its parent (CLONE_PARENT) by a process that may
+	// not signal that parent.
+	Foreign
+	// Held says that this "parent" is its tracer, who has to wait for it first.
+	Held
+	// Moved says that Since is the moment of its death under another parent. The
+	// tracker replaces it.
+	Moved
+)
 
 // NewZombie returns the zombie with this pid and start time, in clock ticks since
-// boot.
-func NewZombie(pid int, start uint64, since time.Duration) Zombie {
-	return Zombie{uint64(pid)<<startBits | start&(1<<startBits-1), since}
+// boot, that began to wait for this parent at the moment since; 0 if that is not
+// known.
+func NewZombie(pid int, start uint64, since time.Duration, flags Flag) Zombie {
+	z := Zombie{id: uint64(pid)<<startBits | start&(1<<startBits-1)}.Waiting(since, since)
+	z.times |= uint64(flags)
+	return z
 }
 
 // PID is its pid.
@@ -51,6 +76,29 @@ func (z Zombie) PID() int { return int(z.id >> startBits) }
 // Start is its start time in clock ticks since boot.
 func (z Zombie) Start() uint64 { return z.id & (1<<startBits - 1) }
 
+// Since is when it began to wait for this parent: the exit event, where the source
+// saw it happen under this same parent; else 0, and the tracker replaces it by the
+// first sighting.
+func (z Zombie) Since() time.Duration { return time.Duration(z.times>>sinceShift) * moment }
+
+// Died is when it began to wait, for whomever: Since, or earlier if it has moved to
+// another parent meanwhile. 0 where Since is.
+func (z Zombie) Died() time.Duration {
+	return z.Since() - time.Duration(z.times>>flagBits&beforeMax)*beforeUnit
+}
+
+// Has says whether it has a flag.
+func (z Zombie) Has(f Flag) bool { return Flag(z.times)&f != 0 }
+
+// Waiting returns z with another Since and Died, and not Moved. Neither ever gets
+// earlier by rounding.
+func (z Zombie) Waiting(since, died time.Duration) Zombie {
+	ms := uint64((since + moment - 1) / moment)
+	before := min(max(0, time.Duration(ms)*moment-died)/beforeUnit, beforeMax)
+	z.times = ms<<sinceShift | uint64(before)<<flagBits | z.times&(1<<flagBits-1)&^uint64(Moved)
+	return z
+}
+
 // Compare orders zombies by pid, and those that had the same one, one after the
 // other, by start time. It is 0 for one and the same.
 func (z Zombie) Compare(other Zombie) int { return cmp.Compare(z.id, other.id) }
@@ -58,16 +106,27 @@ func (z Zombie) Compare(other Zombie) int { return cmp.Compare(z.id, other.id) }
 // Children are the zombies of one parent at one moment.
 type Children struct {
 	Parent ID
+	// Facts are what the same snapshot says of the parent itself; nil where the
+	// source does not tell, as /proc does not.
+	Facts *Facts
 	// Reapable are those that the parent could reap now, in the order of their
 	// pids.
 	Reapable []Zombie
-	// Traced counts zombies held by a tracer; Tracer is the pid of one such
-	// tracer, 0 if there is none.
+	// Held are zombies of others that it traces: they wait for its wait first.
+	Held []HeldZombie
+	// Traced counts zombies held by a tracer outside its own thread group; Tracer is
+	// one such tracer, zero if there is none.
 	Traced int
-	Tracer int
+	Tracer ID
 	// Leaders counts dead thread group leaders whose other threads live on:
 	// shown as Z, but nobody can reap them yet.
 	Leaders int
+}
+
+// HeldZombie is a zombie as its tracer has it.
+type HeldZombie struct {
+	Zombie
+	Of ID // its parent
 }
 
 // Total is every child in state Z, whether or not it can be reaped.
@@ -116,38 +175,85 @@ type Hint struct {
 // tell. Anybody can have one; the host's infrastructure has not.
 const LongExe = "(a path of more than 4095 bytes)"
 
-// Process is one look at a live thread group, as good as permissions allowed.
-// Everything a process can choose (Comm, Exe, Cmdline, cgroup names) is raw and
-// hostile: escape it before it reaches a person.
-type Process struct {
-	ID
-	PPID int
-	Comm string
-	// Exe is the executable's path as the kernel shows it, without the
-	// " (deleted)" that ExeDeleted stands for; empty if it cannot be read.
-	Exe        string
-	ExeDeleted bool
-	Cmdline    []string // only where a person is shown it; nil if empty or unreadable; at most 4 KiB in all
-	UID        uint32   // real uid in kzr's user namespace
-	State      byte     // R, S, D, T, t, Z, X, I … as in /proc/PID/stat
-	Threads    int
-	Tracer     int  // pid of its tracer, 0 if none
-	Kernel     bool // PF_KTHREAD
-	Exiting    bool // PF_EXITING: it is dying, even if State says S or D
-	Frozen     bool // its cgroup is frozen
+// Facts are what a decision needs to know of a live thread group, as the kernel's own
+// structures have it. Reading them takes no reference to the process's memory and
+// costs the same whatever the process has made of itself.
+type Facts struct {
+	PPID      int
+	Comm      string // raw and hostile
+	UID       uint32 // real uid, in kzr's user namespace
+	State     byte   // R, S, D, T, t, Z, X, I … as in /proc/PID/stat; of a live thread where the leader is dead
+	Threads   int
+	Kernel    bool // PF_KTHREAD
+	Exiting   bool // PF_EXITING: it is dying, even if State says S or D
+	Frozen    bool // its cgroup is frozen, or about to be
+	Subreaper bool // it adopts the orphans below it (PR_SET_CHILD_SUBREAPER)
 	// Waited says that it has reaped a child at some time, maybe before it became
 	// the program that it is now (exec keeps the counters that tell).
 	Waited bool
+	Tracer ID // its tracer, zero if there is none
+	// TracerCgroup is where its tracer is; zero if that is not known.
+	TracerCgroup CgroupKey
 	// Signal sets of the main thread, bit n-1 for signal n: caught by a handler,
 	// ignored, blocked.
 	SigCaught, SigIgnored, SigBlocked uint64
+	// Waits is a child, alive, that a thread of it waits for in the kernel, and
+	// nothing but that child: it will reap the others after. Zero if there is none, or
+	// if another thread waits for any child.
+	Waits ID
 	// NSPID is its pid in each pid namespace from kzr's inwards. See NamespaceInit
 	// and ContainerInit.
 	NSPID []int
 	// Namespace inode numbers, 0 where unreadable.
 	PIDNS, MntNS, UserNS uint64
-	Cgroup               string // its path in the hierarchy that names containers, as kzr sees it
-	PidsCgroup           string // its path in the hierarchy with the pids controller; "" if there is none
+	Cgroup               CgroupKey
+	// Pids are the limits of the pids cgroups that it is in, from the inside outwards,
+	// those that have one.
+	Pids []PidsLimit
+}
+
+// CgroupKey identifies the cgroups of a process, in all hierarchies together. Two
+// processes with the same one are in the same cgroups.
+type CgroupKey struct {
+	Set  uint64 // the kernel's css_set; it may be another one's later, with other ids
+	ID   uint64 // in the unified hierarchy
+	Pids uint64 // in the hierarchy with the pids controller
+}
+
+// PidsLimit is what a pids cgroup may hold and holds.
+type PidsLimit struct {
+	ID      uint64 // of the cgroup: the inode number of its directory
+	Current int    // tasks charged to it, zombies included
+	Limit   int
+}
+
+// Stance is what reaping inside a process depends on, of its main thread, at one
+// moment (x86-64 only).
+type Stance struct {
+	InCall       bool  // it is in a system call
+	Call         int64 // its number
+	Args         [6]uint64
+	CS           uint16 // code segment of user mode: 0x33 for 64 bit
+	Seccomp      int    // 0 none, 1 strict, 2 filter
+	MayWait      bool   // the filter lets wait4 pass whatever its arguments; false where the kernel cannot tell
+	UserDispatch bool   // syscall user dispatch
+	ShadowStack  bool
+	Pending      uint64 // deliverable signals, bit n-1 for signal n
+}
+
+// Process is one look at a live thread group, as good as permissions allowed.
+// Everything a process can choose (Comm, Exe, Cmdline, cgroup names) is raw and
+// hostile: escape it before it reaches a person.
+type Process struct {
+	ID
+	Facts
+	// Exe is the executable's path as the kernel shows it, without the
+	// " (deleted)" that ExeDeleted stands for; empty if it cannot be read.
+	Exe        string
+	ExeDeleted bool
+	Cmdline    []string // only where a person is shown it; nil if empty or unreadable; at most 4 KiB in all
+	Cgroup     string   // its path in the hierarchy that names containers, as kzr sees it
+	PidsCgroup string   // its path in the hierarchy with the pids controller; "" if there is none
 	// Container is the outermost one that it is in, nil outside any: scope, rules
 	// and limits go by it, because nothing inside can fake it.
 	Container *Container
@@ -163,24 +269,27 @@ type Process struct {
 	// for people only: whoever controls Container could have made it up.
 	Inner *Container
 	Unit  string // systemd unit of a host process, "" if none
-	// Workload is what limits.perWorkload counts by: namespace/pod/container, else
-	// the container, else the unit, else the cgroup of a pid namespace, else the
-	// executable.
+	// Workload is whose zombies are summed, and what limits.perWorkload counts by: the
+	// outermost container (namespace/pod/container where they are known), else the
+	// unit, else the user.
 	Workload string
-	Unseen   []string // what could not be read, for a person: "exe: permission denied"
+	// Owner is whose share of the node's limit a kill takes: the pod's namespace, else
+	// the unit, else the user.
+	Owner  string
+	Unseen []string // what could not be read, for a person: "exe: permission denied"
 }
 
 // ContainerInit says whether the process is pid 1 of the outermost pid namespace
 // below the one kzr runs in. What is inside can make any process the first of a
 // namespace further in, but not of that one.
-func (p *Process) ContainerInit() bool {
-	return len(p.NSPID) > 1 && p.NSPID[1] == 1
+func (f *Facts) ContainerInit() bool {
+	return len(f.NSPID) > 1 && f.NSPID[1] == 1
 }
 
 // NamespaceInit says whether the process is pid 1 of a pid namespace, whichever,
 // other than the one kzr runs in.
-func (p *Process) NamespaceInit() bool {
-	return len(p.NSPID) > 1 && p.NSPID[len(p.NSPID)-1] == 1
+func (f *Facts) NamespaceInit() bool {
+	return len(f.NSPID) > 1 && f.NSPID[len(f.NSPID)-1] == 1
 }
 
 // Container is what is known of a container. Runtime and ID come from the
@@ -195,3 +304,7 @@ type Container struct {
 	Name      string `json:"name"`
 	Image     string `json:"image"`
 }
+
+// ErrGone says that a process vanished, or that its pid went to another one, while
+// it was looked at.
+var ErrGone = errors.New("process is gone")
