@@ -35,15 +35,23 @@ type Event struct {
 	Name    string // one of the constants above
 	Message string // a sentence for a person, made by kzr alone
 
-	Process *task.Process // the parent it is about; nil if none
-	Zombies int           // reapable children at the decision
-	Oldest  time.Duration // age of the oldest of them
-	Rule    string        // name of the rule that matched, "" for none
+	Process  *task.Process // the parent it is about; nil if none
+	Zombies  int           // its children in state Z at the decision
+	Reapable int           // those of them that it could reap
+	Oldest   time.Duration // age of the oldest of these
+	Rule     string        // name of the rule that matched, "" for none
 
 	Signal string // SIGCHLD, SIGTERM or SIGKILL
 	DryRun bool   // shown with every `signal`
-	Reason string // of `spared`, one of policy's reasons
-	Failed bool   // of `reloaded`: nothing has changed, and somebody has to mend it
+	// LimitsOverridden, of `signal`: a limit would have refused this kill, but the
+	// node's pids run out.
+	LimitsOverridden bool
+	By               string        // of `reaped`: "parent" or "kzr"
+	Reaped           int           // of `reaped` by kzr: how many
+	Stopped          time.Duration // of `reaped` by kzr: how long the parent stood still at a stretch, at most
+	Reason           string        // of `spared`, one of policy's reasons
+	Until            time.Time     // of `spared` for a limit: when the next kill may come
+	Failed           bool          // of `reloaded`: nothing has changed, and somebody has to mend it
 
 	// Child is the zombie of an EventZombie: Oldest is its age then, and Zombies
 	// how many its parent holds.
