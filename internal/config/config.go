@@ -48,6 +48,16 @@ const (
 	ScopeAll        Scope = "all"
 )
 
+// Reap says which zombies kzr may reap from inside their parent.
+type Reap string
+
+// What may be reaped.
+const (
+	ReapOff     Reap = "off"
+	ReapAdopted Reap = "adopted" // those that somebody else forked, for certain
+	ReapAll     Reap = "all"     // the parent's own as well, which can give it wrong exit statuses; only in a rule
+)
+
 // Limits bounds how much kzr may kill.
 type Limits struct {
 	KillsPerMinute int         `yaml:"killsPerMinute"` // on the node, at least 1

@@ -135,7 +135,7 @@ func (e *eye) weigh(s sight, node procscan.Node, now time.Duration) finding {
 	p, ok := e.tracker.Get(s.proc.ID)
 	full := false
 	if ok && e.config.Pressure > 0 && p.Reapable() >= e.policy.Least().Threshold {
-		near := func(current, limit int) bool { return policy.Pressure(e.config.Pressure, current, limit, p.Reapable()) }
+		near := func(current, limit int) bool { return policy.UnderPressure(e.config.Pressure, current, limit, p.Reapable()) }
 		full = node.Limit > 0 && near(node.Tasks, node.Limit)
 		f.pressed = full || slices.ContainsFunc(s.chain, func(l procscan.PidsLimit) bool { return near(l.Current, l.Limit) })
 	}

@@ -293,10 +293,10 @@ func infrastructure(exe string) bool {
 	})
 }
 
-// Pressure says whether a limit on tasks is so nearly reached that zombies held
+// UnderPressure says whether a limit on tasks is so nearly reached that zombies held
 // by one parent are the reason: tasks at or over fraction of limit, and zombies
 // at least a tenth of limit. A fraction or limit of 0 is no pressure.
-func Pressure(fraction float64, tasks, limit, zombies int) bool {
+func UnderPressure(fraction float64, tasks, limit, zombies int) bool {
 	return fraction > 0 && limit > 0 &&
 		float64(tasks) >= fraction*float64(limit) && zombies*10 >= limit
 }

@@ -277,7 +277,7 @@ func TestPressure(t *testing.T) {
 		{0.85, 100, 0, 100, false},
 	}
 	for _, tt := range tests {
-		if got := Pressure(tt.fraction, tt.tasks, tt.limit, tt.zombies); got != tt.want {
+		if got := UnderPressure(tt.fraction, tt.tasks, tt.limit, tt.zombies); got != tt.want {
 			t.Errorf("Pressure(%v, %d, %d, %d) is %v", tt.fraction, tt.tasks, tt.limit, tt.zombies, got)
 		}
 	}

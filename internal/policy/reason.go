@@ -14,6 +14,8 @@ const (
 	Frozen          Reason = "frozen"
 	Dying           Reason = "dying"
 	Uninterruptible Reason = "uninterruptible"
+	Waiting         Reason = "waiting" // for one particular child that lives
+	Foreign         Reason = "foreign" // its zombies were put on it by one that may not signal it
 	IdentityChanged Reason = "identity_changed"
 	Recovered       Reason = "recovered"
 	RateLimited     Reason = "rate_limited"
