@@ -206,7 +206,11 @@ type Facts struct {
 	NSPID []int
 	// Namespace inode numbers, 0 where unreadable.
 	PIDNS, MntNS, UserNS uint64
-	Cgroup               CgroupKey
+	// OuterPIDNS is the outermost pid namespace below the one kzr runs in: what is
+	// inside can make others, but not leave that one. 0 where there is none, or where
+	// it is unreadable.
+	OuterPIDNS uint64
+	Cgroup     CgroupKey
 	// Pids are the limits of the pids cgroups that it is in, from the inside outwards,
 	// those that have one.
 	Pids []PidsLimit
