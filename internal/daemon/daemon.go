@@ -640,7 +640,7 @@ func (d *Daemon) say(name string, reason policy.Reason, f finding, message strin
 	proc := f.proc
 	d.opts.Report(report.Event{
 		Time: time.Now(), Name: name, Message: message, Process: &proc,
-		Zombies: f.reapable, Oldest: f.oldest, Rule: f.rule.Name, Reason: string(reason),
+		Zombies: f.reapable, Reapable: f.reapable, Oldest: f.oldest, Rule: f.rule.Name, Reason: string(reason),
 	})
 }
 

@@ -66,7 +66,7 @@ func (d *Daemon) swept(l last) {
 			told++
 			d.opts.Report(report.Event{
 				Time: time.Now(), Name: report.EventZombie, Process: proc, Child: z,
-				Zombies: p.Reapable(), Oldest: l.at - z.Since(),
+				Zombies: p.Total(), Reapable: p.Reapable(), Oldest: l.at - z.Since(),
 			})
 		}
 	}
@@ -150,7 +150,7 @@ func (d *Daemon) Document(ctx context.Context) (report.Document, error) {
 		d.shown(f, now)
 		f.proc.Cmdline = d.cmdlines.of(lines, d.opts.Proc, f.proc.ID, now)
 		parent := report.NewParent(&f.proc, nil)
-		parent.Zombies, parent.Countable = x.zombies, f.reapable
+		parent.Zombies, parent.Reapable = x.zombies, f.reapable
 		fill(&parent, f, now)
 		size += len(parent.Exe) + len(parent.Cgroup)
 		for _, a := range parent.Cmdline {
@@ -460,7 +460,9 @@ func (d *Daemon) shown(f *finding, now time.Duration) {
 }
 
 func fill(p *report.Parent, f *finding, now time.Duration) {
-	p.OldestSeconds = report.Seconds(f.oldest)
+	if f.oldest > 0 { // 0 is a first sighting
+		p.OldestSeconds = report.Pointer(report.Seconds(f.oldest))
+	}
 	p.Verdict, p.Reason, p.Rule = string(f.verdict), string(f.reason), report.Sanitize(f.rule.Name)
 	if !f.never {
 		left := report.Seconds(max(0, f.due-now))
