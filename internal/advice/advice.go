@@ -86,10 +86,10 @@ func Leak(d *report.Detail) []string {
 		return []string{"The dead leak nothing."}
 	case d.Zombies == 0:
 		return []string{"None of its children is dead and waiting: it leaks nothing."}
-	case d.Countable == 1:
+	case d.Reapable == 1:
 		out = append(out, "One dead child waits for it to reap it"+since(", for at least ", d)+".")
-	case d.Countable > 1:
-		out = append(out, fmt.Sprintf("%d dead children wait for it to reap them", d.Countable)+since(", the oldest for at least ", d)+".")
+	case d.Reapable > 1:
+		out = append(out, fmt.Sprintf("%d dead children wait for it to reap them", d.Reapable)+since(", the oldest for at least ", d)+".")
 	}
 	if names := names(d); names != "" {
 		out = append(out, names)
@@ -111,10 +111,11 @@ func Leak(d *report.Detail) []string {
 
 // since words the age of the oldest zombie, if more than a first look is known.
 func since(words string, d *report.Detail) string {
-	if d.OldestSeconds < 1 {
+	age, known := d.Oldest()
+	if !known || age < time.Second {
 		return ""
 	}
-	return words + seconds(d.OldestSeconds)
+	return words + report.Age(age)
 }
 
 // names says what programs the zombies were, as far as the sample tells.
@@ -137,10 +138,10 @@ func names(d *report.Detail) string {
 	if forked(d) {
 		text += ", as it is itself: it forked them, and they ran no other program"
 	}
-	if len(d.Sample) < d.Countable {
+	if len(d.Sample) < d.Reapable {
 		return fmt.Sprintf("The %d oldest are called %s.", len(d.Sample), text)
 	}
-	if d.Countable == 1 {
+	if d.Reapable == 1 {
 		return fmt.Sprintf("It is called %s.", text)
 	}
 	return fmt.Sprintf("They are called %s.", text)
@@ -168,14 +169,14 @@ var shells = map[string]bool{
 // Why gives the reasons that it does not reap, as far as they show from outside,
 // the most telling first; nil if there is nothing to reap.
 func Why(d *report.Detail) []string {
-	if d.Countable == 0 {
+	if d.Reapable == 0 {
 		return nil
 	}
 	var out []string
 	if s := halted(d); s != "" {
 		out = append(out, s)
 	}
-	never, ever := d.Waits != nil && !*d.Waits, d.Waits != nil && *d.Waits
+	never, ever := d.HasReaped != nil && !*d.HasReaped, d.HasReaped != nil && *d.HasReaped
 	sig := &d.Signals
 	switch {
 	case sig.ChldBlocked && !ever:
@@ -246,7 +247,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	switch {
 	case Dead(d):
 		return []string{"Nothing: to the dead a signal means nothing. What kzr does is about its parent."}
-	case d.Countable == 0:
+	case d.Reapable == 0:
 		return []string{"Nothing: it holds no zombie that it could reap.", ask}
 	case s.DryRun && d.Reason == string(policy.Backoff):
 		return []string{ask, "It does. This is a dry run: the log shows the signals that it would have got. kzr looks at it again within the hour."}
@@ -258,7 +259,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	case d.Reason != "" && d.Verdict != string(policy.Acting):
 		return []string{"It is spared: " + Because(policy.Reason(d.Reason)) + "."}
 	case d.Verdict == string(policy.Watch) && d.DeadlineSeconds == nil:
-		return []string{fmt.Sprintf("Nothing for now: it holds %d.", d.Countable), ask}
+		return []string{fmt.Sprintf("Nothing for now: it holds %d.", d.Reapable), ask}
 	}
 	out := []string{ask}
 	switch {
@@ -351,7 +352,7 @@ func Owner(d *report.Detail) []string {
 	if d.TracedZombies > 0 && d.ZombieTracer != 0 {
 		out = append(out, fmt.Sprintf("Let the tracer of its children (process %d) go.", d.ZombieTracer))
 	}
-	if d.Countable == 0 {
+	if d.Reapable == 0 {
 		return append(out, "Apart from that, nothing: it holds no zombie that it could reap.")
 	}
 	first, second := initAdvice(d), language(d)

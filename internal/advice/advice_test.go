@@ -22,10 +22,10 @@ func leaker(f ...func(*report.Detail)) *report.Detail {
 	d := &report.Detail{
 		Parent: report.Parent{
 			PID: 4242, StartTime: 99, Comm: "node", Exe: "/usr/local/bin/node", Cmdline: []string{"node", "server.js"}, UID: 1000,
-			State: "S", Zombies: 60, Countable: 60, OldestSeconds: 312, Verdict: "watch", DeadlineSeconds: &left,
+			State: "S", Zombies: 60, Reapable: 60, OldestSeconds: new(float64(312)), Verdict: "watch", DeadlineSeconds: &left,
 			Container: &task.Container{Runtime: "containerd", ID: strings.Repeat("ab", 32), PodUID: "u-1", Pod: "web-1", Namespace: "shop", Name: "app", Image: "reg/web:1"},
 		},
-		Threads: 11, NSPID: []int{4242, 1}, Waits: &never,
+		Threads: 11, NSPID: []int{4242, 1}, HasReaped: &never,
 		Signals: report.Signals{Chld: "default", Term: "default"},
 		Ancestors: []report.Relative{
 			{PID: 900, Comm: "containerd-shim", State: "S"}, {PID: 1, Comm: "systemd", State: "S"},
@@ -49,7 +49,7 @@ func exe(s string) func(*report.Detail) {
 func spared(r policy.Reason) func(*report.Detail) {
 	return func(d *report.Detail) { d.Verdict, d.Reason = "spared", string(r) }
 }
-func waits(d *report.Detail) { yes := true; d.Waits = &yes }
+func waits(d *report.Detail) { yes := true; d.HasReaped = &yes }
 
 var settings = Settings{Nudge: 2 * time.Second, TermTimeout: 10 * time.Second}
 
@@ -75,9 +75,9 @@ func TestStory(t *testing.T) {
 		{"a dead leader is no zombie", who, leaker(func(d *report.Detail) { d.State = "Z" }), []string{"pid 1 of container"}, []string{"zombie"}},
 
 		{"how many, how long, what", Leak, leaker(), []string{"60 dead children", "5m12s", "sh, curl"}, []string{"forked"}},
-		{"one", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Countable, d.Sample = 1, 1, d.Sample[:1] }), []string{"One dead child", "It is called sh"}, []string{"children"}},
-		{"seen just now", Leak, leaker(func(d *report.Detail) { d.OldestSeconds = 0 }), []string{"60 dead"}, []string{"at least", "0s"}},
-		{"none", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Countable = 0, 0 }), []string{"leaks nothing"}, nil},
+		{"one", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.Sample = 1, 1, d.Sample[:1] }), []string{"One dead child", "It is called sh"}, []string{"children"}},
+		{"seen just now", Leak, leaker(func(d *report.Detail) { d.OldestSeconds = nil }), []string{"60 dead"}, []string{"at least", "0s"}},
+		{"none", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Reapable = 0, 0 }), []string{"leaks nothing"}, nil},
 		{"held by a tracer", Leak, leaker(func(d *report.Detail) { d.TracedZombies, d.ZombieTracer = 3, 77 }), []string{"3 children are held by a tracer (process 77)"}, nil},
 		{"dead leaders", Leak, leaker(func(d *report.Detail) { d.DeadLeaders = 1 }), []string{"One child is shown as Z though other threads of it live"}, nil},
 		{"its own forks", Leak, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), []string{"it forked them"}, nil},
@@ -89,7 +89,7 @@ func TestStory(t *testing.T) {
 		{"handler that never waits", Why, leaker(func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"handler does not wait"}, nil},
 		{"handler that waits once", Why, leaker(waits, func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"once for each signal"}, nil},
 		{"waits for some", Why, leaker(waits), []string{"has reaped children before", "does not listen", "before an exec"}, []string{"never"}},
-		{"unknown", Why, leaker(func(d *report.Detail) { d.Waits = nil }), []string{"unless it asks"}, []string{"never"}},
+		{"unknown", Why, leaker(func(d *report.Detail) { d.HasReaped = nil }), []string{"unless it asks"}, []string{"never"}},
 		{"stopped", Why, leaker(func(d *report.Detail) { d.State = "T" }), []string{"It is stopped"}, nil},
 		{"traced", Why, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"Process 88 traces it"}, nil},
 		{"frozen", Why, leaker(spared(policy.Frozen)), []string{"frozen"}, nil},
@@ -98,7 +98,7 @@ func TestStory(t *testing.T) {
 		{"an init that does not", Why, leaker(exe("/sbin/tini")), []string{"It is an init"}, []string{"orphan of its container"}},
 		{"below an init", Why, leaker(inside, func(d *report.Detail) { d.Ancestors[0].Comm = "tini" }), []string{"There is an init (tini) above it"}, []string{"orphan"}},
 		{"its own forks are no orphans", Why, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), nil, []string{"orphan"}},
-		{"nothing to reap", Why, leaker(func(d *report.Detail) { d.Countable = 0 }), nil, []string{"SIGCHLD"}},
+		{"nothing to reap", Why, leaker(func(d *report.Detail) { d.Reapable = 0 }), nil, []string{"SIGCHLD"}},
 
 		{"due, and TERM would be lost", plan, leaker(), []string{"at least 50 zombies, each for at least 1m00s", "in 23s", "SIGCHLD asks it to reap, and it has 2s; then SIGKILL", "SIGTERM is left out", "the container ends"}, nil},
 		{"pid 1 with a handler gets TERM", plan, leaker(func(d *report.Detail) { d.Signals.Term = "caught" }), []string{"SIGTERM asks it to end, and it has 10s; then SIGKILL"}, []string{"left out"}},
@@ -106,7 +106,7 @@ func TestStory(t *testing.T) {
 		{"no nudge", with(Settings{TermTimeout: time.Second}), leaker(inside), []string{"SIGTERM"}, []string{"SIGCHLD"}},
 		{"no term", with(Settings{}), leaker(inside), []string{"SIGKILL ends it"}, []string{"SIGTERM", "SIGCHLD"}},
 		{"rule", plan, leaker(func(d *report.Detail) { d.Rule = "tenants" }), []string{"By rule tenants,"}, nil},
-		{"too few", plan, leaker(func(d *report.Detail) { d.Countable, d.DeadlineSeconds = 12, nil }), []string{"Nothing for now: it holds 12.", "at least 50"}, []string{"SIGKILL"}},
+		{"too few", plan, leaker(func(d *report.Detail) { d.Reapable, d.DeadlineSeconds = 12, nil }), []string{"Nothing for now: it holds 12.", "at least 50"}, []string{"SIGKILL"}},
 		{"target", plan, leaker(func(d *report.Detail) { d.Verdict = "target" }), []string{"It does, now."}, nil},
 		{"acting", plan, leaker(func(d *report.Detail) { d.Verdict = "acting" }), []string{"at work on it now"}, nil},
 		{"dry run", with(Settings{DryRun: true}), leaker(), []string{"dry run"}, nil},
@@ -130,8 +130,8 @@ func TestStory(t *testing.T) {
 		{"blocked", Owner, leaker(func(d *report.Detail) { d.Signals.ChldBlocked = true }), []string{"Unblock SIGCHLD"}, nil},
 		{"stopped", Owner, leaker(func(d *report.Detail) { d.State = "T" }), []string{"kill -CONT 4242"}, nil},
 		{"traced", Owner, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"(process 88) go"}, nil},
-		{"nothing leaks", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Countable = 0, 0 }), []string{"Nothing."}, []string{"tini"}},
-		{"only held ones", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Countable, d.TracedZombies, d.ZombieTracer = 2, 0, 2, 77 }), []string{"process 77"}, []string{"tini", "Node.js"}},
+		{"nothing leaks", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable = 0, 0 }), []string{"Nothing."}, []string{"tini"}},
+		{"only held ones", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.TracedZombies, d.ZombieTracer = 2, 0, 2, 77 }), []string{"process 77"}, []string{"tini", "Node.js"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestOwnForksAreTheProgramsToReap(t *testing.T) {
 func TestSentences(t *testing.T) {
 	for _, d := range []*report.Detail{
 		{}, leaker(), leaker(onHost), leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }),
-		leaker(func(d *report.Detail) { d.DeadlineSeconds, d.Waits, d.Signals = nil, nil, report.Signals{} }),
+		leaker(func(d *report.Detail) { d.DeadlineSeconds, d.HasReaped, d.Signals = nil, nil, report.Signals{} }),
 		leaker(func(d *report.Detail) { d.Verdict, d.Reason = "spared", "a reason of a later version" }),
 	} {
 		Complete(d, settings)
@@ -253,7 +253,7 @@ func FuzzWrite(f *testing.F) {
 				d.Container, d.Inner = nil, nil
 			}
 			d.State, d.Rule, d.Reason, d.Unseen = exe, rule, rule, []string{cgroup, comm}
-			d.OldestSeconds, d.DeadlineSeconds, d.Grace = age, &age, age
+			d.OldestSeconds, d.DeadlineSeconds, d.Grace = &age, &age, age
 			for i := range d.Ancestors {
 				d.Ancestors[i].Comm = comm
 			}

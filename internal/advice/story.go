@@ -72,13 +72,13 @@ func Facts(d *report.Detail) []Fact {
 		}
 		add("pids", strings.Join(s, " > ")+", from the node inwards", false)
 	}
-	add("SIGCHLD", signal(d.Signals.Chld, d.Signals.ChldBlocked), d.Countable > 0 && (d.Signals.ChldBlocked || d.Signals.Chld == "default"))
+	add("SIGCHLD", signal(d.Signals.Chld, d.Signals.ChldBlocked), d.Reapable > 0 && (d.Signals.ChldBlocked || d.Signals.Chld == "default"))
 	add("SIGTERM", signal(d.Signals.Term, d.Signals.TermBlocked), false)
-	if d.Waits != nil {
-		if *d.Waits {
+	if d.HasReaped != nil {
+		if *d.HasReaped {
 			add("waits", "it has reaped children", false)
 		} else {
-			add("waits", "it has never reaped a child", d.Countable > 0)
+			add("waits", "it has never reaped a child", d.Reapable > 0)
 		}
 	}
 	if p := d.Pids; p != nil {

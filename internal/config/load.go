@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,26 +18,72 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultPath is the file that is read where none is named.
+// DefaultPath is the file that is read where none is named; see [Load].
 const DefaultPath = "/etc/kzr/kzr.yaml"
 
 // maxFile bounds what is read of a file, in bytes.
 const maxFile = 1 << 20
 
-// Load reads a file over the defaults. A file that does not exist is an empty
-// one, unless it was named explicitly. The error is an [*Error].
-func Load(path string, explicit bool) (Config, error) {
-	data, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !explicit && !exists(path) {
-		return Default(), nil
+// Load reads a file over the defaults, and over that the files *.yaml of the
+// directory beside it, /etc/kzr/kzr.yaml.d for /etc/kzr/kzr.yaml, in the order of
+// their names. A later value replaces an earlier one; rules and protected
+// executables add up. Neither the file has to exist, unless it was named
+// explicitly, nor the directory. It returns the files that there were. The error is
+// an [*Error].
+func Load(path string, explicit bool) (Config, []string, error) {
+	c := Default()
+	var files []string
+	names := make(map[string]string)
+	read := func(path string, optional bool) error {
+		data, err := readFile(path)
+		if optional && errors.Is(err, fs.ErrNotExist) && !exists(path) {
+			return nil
+		}
+		if err != nil {
+			return unreadable(path, err)
+		}
+		files = append(files, path)
+		return parser{path, names}.into(&c, data)
+	}
+	if err := read(path, !explicit); err != nil {
+		return Config{}, nil, err
+	}
+	dropins, err := dropins(path + ".d")
+	if err != nil {
+		return Config{}, nil, err
+	}
+	for _, path := range dropins {
+		if err := read(path, false); err != nil {
+			return Config{}, nil, err
+		}
+	}
+	return c, files, nil
+}
+
+func unreadable(path string, err error) *Error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pe.Err // the path is in the Error already
+	}
+	return &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
+}
+
+// dropins lists the files *.yaml of a directory by name, without hidden ones: those
+// are what an editor or the kubelet keeps for itself.
+func dropins(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) && !exists(dir) {
+		return nil, nil
 	}
 	if err != nil {
-		if pe, ok := errors.AsType[*fs.PathError](err); ok {
-			err = pe.Err // the path is in the Error already
-		}
-		return Config{}, &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
+		return nil, unreadable(dir, err)
 	}
-	return parse(path, data)
+	var files []string
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, ".yaml") && !strings.HasPrefix(name, ".") {
+			files = append(files, filepath.Join(dir, name))
+		}
+	}
+	return files, nil
 }
 
 // exists is true also of a symbolic link to nothing: somebody wanted a file to be
@@ -72,23 +119,20 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// parse reads the text of a file, whose name is for errors only.
-func parse(file string, data []byte) (Config, error) {
-	f := parser{file}
-	c := Default()
-	root, err := f.document(data)
-	if err != nil {
-		return Config{}, err
-	}
-	if root != nil {
-		if err := f.root(root, &c); err != nil {
-			return Config{}, err
-		}
-	}
-	return c, nil
+// parser reads one file.
+type parser struct {
+	file  string
+	names map[string]string // of the rules in all files so far, with where each is
 }
 
-type parser struct{ file string }
+// into reads the text of the file over what is in c.
+func (f parser) into(c *Config, data []byte) error {
+	root, err := f.document(data)
+	if err != nil || root == nil {
+		return err
+	}
+	return f.root(root, c)
+}
 
 // errorf places an error at a line, 0 if it is unknown, and a key, "" if none.
 func (f parser) errorf(line int, key, format string, args ...any) *Error {
@@ -166,7 +210,6 @@ func (f parser) rules(n *yaml.Node, c *Config) error {
 	if err != nil {
 		return err
 	}
-	names := make(map[string]int)
 	for i, item := range items {
 		item = resolve(item)
 		var r Rule
@@ -174,7 +217,8 @@ func (f parser) rules(n *yaml.Node, c *Config) error {
 		if err := mapping(f, item, key+".", ruleSettings, &r, nil); err != nil {
 			return err
 		}
-		if err := r.validate(key, names, i); err != nil {
+		place := fmt.Sprintf("%s at %s:%d", key, escape(f.file), item.Line)
+		if err := r.validate(key, place, f.names); err != nil {
 			err.File, err.Line = f.file, item.Line
 			return err
 		}
@@ -245,12 +289,18 @@ func (f parser) value(n *yaml.Node, key string, v value) error {
 	if !ok {
 		return f.scalar(n, key, v)
 	}
+	if n.ShortTag() == "!!null" {
+		return nil
+	}
+	if l.none {
+		*l.p = nil // rather than add to an earlier file's
+	}
+	if n.Kind == yaml.ScalarNode { // a list of one
+		return f.scalar(n, key, v)
+	}
 	items, err := f.sequence(n, key, v.want())
 	if err != nil {
 		return err
-	}
-	if l.none && n.Kind == yaml.SequenceNode {
-		*l.p = []string{}
 	}
 	for _, item := range items {
 		if err := f.scalar(resolve(item), key, v); err != nil {

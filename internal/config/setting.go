@@ -47,6 +47,8 @@ var settings = []setting[Config]{
 		func(c *Config) value { return toggle(&c.DryRun) }},
 	{"nudge", "nudge", GroupAction, "wait after SIGCHLD, 0 skips it",
 		func(c *Config) value { return duration(&c.Nudge, 0) }},
+	{"reap", "reap", GroupAction, "which zombies to reap from inside their parent",
+		func(c *Config) value { return reap(&c.Reap) }},
 	{"termTimeout", "term-timeout", GroupAction, "wait after SIGTERM, 0 skips it",
 		func(c *Config) value { return duration(&c.TermTimeout, 0) }},
 	{"limits.killsPerMinute", "kills-per-minute", GroupAction, "kills a minute, on the node",
@@ -62,7 +64,7 @@ var settings = []setting[Config]{
 		func(c *Config) value { return duration(&c.SweepInterval, time.Second) }},
 	{"cri", "cri", GroupWatch, `socket of a runtime to ask for names (repeatable), "" asks nobody; else the usual ones`,
 		func(c *Config) value {
-			return &list{p: &c.CRI, typ: "path", use: "absolute paths of sockets", valid: checkRuntime, none: true}
+			return &list{p: &c.CRI, typ: "path", use: "paths of sockets", clean: socketPath, valid: checkRuntime, none: true}
 		}},
 	{"socket", "socket", GroupWatch, `unix socket of the API, "" for none`,
 		func(c *Config) value { return text(&c.Socket, "path", `an absolute path, or "" for none`, checkSocket) }},
@@ -82,6 +84,10 @@ var ruleSettings = []setting[Rule]{
 	{key: "action", value: func(r *Rule) value { return choice(&r.Action, ActionKill, ActionObserve) }},
 	{key: "threshold", value: func(r *Rule) value { return count(&r.Threshold) }},
 	{key: "grace", value: func(r *Rule) value { return duration(&r.Grace, time.Second) }},
+	{key: "reap", value: func(r *Rule) value { return choice(&r.Reap, ReapOff, ReapAdopted, ReapAll) }},
+	{key: "termTimeout", value: func(r *Rule) value {
+		return pointer(&r.TermTimeout, func(p *time.Duration) value { return duration(p, 0) })
+	}},
 	{key: "match.scope", value: func(r *Rule) value { return choice(&r.Match.Scope, ScopeContainers, ScopeAll) }},
 	pattern("match.namespace", func(m *Match) *string { return &m.Namespace }),
 	pattern("match.pod", func(m *Match) *string { return &m.Pod }),
@@ -107,17 +113,17 @@ func (c Config) Validate() error {
 			return &Error{Key: s.key, Problem: err.Error()}
 		}
 	}
-	names := make(map[string]int)
+	names := make(map[string]string)
 	for i := range c.Rules {
-		if err := c.Rules[i].validate(ruleKey(i), names, i); err != nil {
+		if err := c.Rules[i].validate(ruleKey(i), ruleKey(i), names); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// validate checks a rule; names maps each rule's name to its place.
-func (r *Rule) validate(key string, names map[string]int, place int) *Error {
+// validate checks a rule; names maps the name of each rule before it to its place.
+func (r *Rule) validate(key, place string, names map[string]string) *Error {
 	for _, s := range ruleSettings {
 		v := s.value(r)
 		if v.unset() && s.key != "name" { // the others are inherited, or match anything
@@ -129,7 +135,7 @@ func (r *Rule) validate(key string, names map[string]int, place int) *Error {
 	}
 	if first, taken := names[r.Name]; taken {
 		return &Error{Key: key + ".name", Problem: fmt.Sprintf(
-			"%s is the name of %s too; use another", quote(r.Name), ruleKey(first))}
+			"%s is already the name of %s", quote(r.Name), first)}
 	}
 	names[r.Name] = place
 	return nil

@@ -199,6 +199,19 @@ func choice[V ~string](p *V, words ...V) value {
 	}
 }
 
+// reap is choice, with a reason for the word that only a rule may use.
+func reap(p *Reap) value {
+	v := choice(p, ReapOff, ReapAdopted).(*scalar[Reap])
+	known := v.valid
+	v.valid = func(r Reap) error {
+		if r == ReapAll {
+			return fmt.Errorf("%q is only allowed in a rule; use off or adopted", r)
+		}
+		return known(r)
+	}
+	return v
+}
+
 // text is a string that valid accepts.
 func text(p *string, typ, what string, valid func(string) error) value {
 	return &scalar[string]{p: p, typ: typ, use: what, yaml: []string{"!!str"},
@@ -248,10 +261,11 @@ func uid(p *uint32) value {
 type list struct {
 	p     *[]string
 	typ   string
-	use   string // one of them
+	use   string              // one of them
+	clean func(string) string // nil takes a text as it is
 	valid func(string) error
-	// none says that an empty list is not the same as no list. A flag asks for it
-	// with an empty text.
+	// none says that an empty list is not the same as no list. A single empty text
+	// asks for it.
 	none bool
 }
 
@@ -260,6 +274,9 @@ func (l *list) Set(text string) error {
 	if l.none && text == "" && len(*l.p) == 0 {
 		*l.p = []string{}
 		return nil
+	}
+	if l.clean != nil {
+		text = l.clean(text)
 	}
 	if err := l.valid(text); err != nil {
 		return err
@@ -330,9 +347,21 @@ func checkSocket(s string) error {
 	return checkPath(s)
 }
 
+// socketPath is the path in a unix:// URL, which is what crictl and kubelet are
+// given; other texts are themselves.
+func socketPath(s string) string {
+	if rest, ok := strings.CutPrefix(s, "unix:"); ok {
+		return "/" + strings.TrimLeft(rest, "/") // unix:/x, unix:///x
+	}
+	return s
+}
+
 func checkRuntime(s string) error {
 	if s == "" {
 		return errors.New(`"" is not the path of a socket; name one`)
+	}
+	if scheme, _, ok := strings.Cut(s, "://"); ok {
+		return fmt.Errorf("%s is not supported: only unix sockets are; use a path or unix:///path", quote(scheme+"://"))
 	}
 	return checkSocket(s)
 }

@@ -591,7 +591,7 @@ type parent struct {
 	Cgroup          string     `json:"cgroup"`
 	Container       *container `json:"container"`
 	Zombies         int        `json:"zombies"`
-	Countable       int        `json:"countable"`
+	Countable       int        `json:"reapable"`
 	OldestSeconds   float64    `json:"oldestSeconds"`
 	Verdict         string     `json:"verdict"`
 	Reason          string     `json:"reason"`

@@ -682,7 +682,7 @@ func (l *ladder) emit(e report.Event) {
 	p := l.seen.Process
 	p.ID = l.id
 	e.Time = time.Now()
-	e.Process, e.Zombies, e.Oldest, e.Rule = &p, l.seen.Reapable, l.seen.Oldest, l.seen.Rule
+	e.Process, e.Zombies, e.Reapable, e.Oldest, e.Rule = &p, l.seen.Reapable, l.seen.Reapable, l.seen.Oldest, l.seen.Rule
 	e.DryRun = l.dryRun
 	l.r.report(e)
 }

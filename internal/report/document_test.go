@@ -15,27 +15,33 @@ import (
 )
 
 func children(n int) *task.Children {
-	c := &task.Children{Traced: 2, Tracer: 99, Leaders: 1}
+	c := &task.Children{Traced: 2, Tracer: task.ID{PID: 99}, Leaders: 1}
 	for i := range n {
-		c.Reapable = append(c.Reapable, task.NewZombie(1000+i, uint64(i), time.Duration(i)*time.Second))
+		c.Reapable = append(c.Reapable, task.NewZombie(1000+i, uint64(i), time.Duration(i)*time.Second, 0))
+	}
+	if n > 0 {
+		c.Reapable[0] = task.NewZombie(1000, 0, 0, task.Adopted)
 	}
 	return c
 }
 
 func TestDocumentJSON(t *testing.T) {
 	p := NewParent(leaker(), children(3))
-	p.OldestSeconds, p.Verdict = 2.5, "watch"
+	p.OldestSeconds, p.Verdict = new(2.5), "watch"
 	deadline := 57.5
 	p.DeadlineSeconds = &deadline
-	got, err := EncodeJSON(Document{Time: noon, Host: "node1", Source: task.SourceBPF, Tasks: 300, Zombies: 6, Parents: []Parent{p}})
+	got, err := EncodeJSON(Document{Time: noon, Host: "node1", Source: task.SourceBPF, Tasks: 300, Zombies: 6, Parents: []Parent{p},
+		Workloads: []Workload{{"prod/api-7f/app", 6, 1, new(90), new(100), new(120.0), new(300.0)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := `{"time":"2026-03-04T12:00:00.007Z","host":"node1","source":"bpf","tasks":300,"zombies":6,"parents":[` +
 		`{"pid":4242,"starttime":9917,"comm":"sh","exe":"/bin/busybox","cmdline":["sh","-c","while :; do :; done"],` +
 		`"uid":1000,"state":"S","cgroup":"","container":{"runtime":"containerd","id":"` + strings.Repeat("ab", 32) +
-		`","podUID":"u-1","pod":"api-7f","namespace":"prod","name":"app","image":"img:1"},"zombies":6,"countable":3,` +
-		`"oldestSeconds":2.5,"verdict":"watch","reason":"","deadlineSeconds":57.5}]}` + "\n"
+		`","podUID":"u-1","pod":"api-7f","namespace":"prod","name":"app","image":"img:1"},"workload":"prod/api-7f/app",` +
+		`"zombies":6,"reapable":3,"adopted":1,"oldestSeconds":2.5,"ratePerHour":null,"verdict":"watch","reason":"","until":null,` +
+		`"deadlineSeconds":57.5}],"workloads":[{"name":"prod/api-7f/app","zombies":6,"parents":1,"pids":90,"pidsLimit":100,` +
+		`"ratePerHour":120,"fullInSeconds":300}]}` + "\n"
 	if string(got) != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
@@ -241,8 +247,8 @@ func TestCmdlineIsBounded(t *testing.T) {
 
 func TestSortAndLimit(t *testing.T) {
 	d := Document{Zombies: 100, Parents: []Parent{
-		{PID: 9, Countable: 1, Zombies: 1}, {PID: 4, Countable: 5, Zombies: 5}, {PID: 3, Countable: 5, Zombies: 5},
-		{PID: 8, Countable: 1, Zombies: 50}, {PID: 1, Countable: 60, Zombies: 60},
+		{PID: 9, Reapable: 1, Zombies: 1}, {PID: 4, Reapable: 5, Zombies: 5}, {PID: 3, Reapable: 5, Zombies: 5},
+		{PID: 8, Reapable: 1, Zombies: 50}, {PID: 1, Reapable: 60, Zombies: 60},
 	}}
 	d.Sort()
 	d.Limit(4)
@@ -315,8 +321,8 @@ func TestTable(t *testing.T) {
 `
 	got := tableOf(t, 80,
 		Parent{PID: 4242, Container: &task.Container{Namespace: "prod", Pod: "api", Name: "app"}, Cmdline: []string{"sleep", "1d"},
-			Zombies: 60, Countable: 60, OldestSeconds: 61, Verdict: "spared", Reason: "rate_limited"},
-		Parent{PID: 17, Cgroup: "/system.slice/sshd.service", Comm: "sshd", Zombies: 8, Countable: 8, OldestSeconds: 20,
+			Zombies: 60, Reapable: 60, OldestSeconds: new(float64(61)), Verdict: "spared", Reason: "rate_limited"},
+		Parent{PID: 17, Cgroup: "/system.slice/sshd.service", Comm: "sshd", Zombies: 8, Reapable: 8, OldestSeconds: new(float64(20)),
 			Verdict: "watch", DeadlineSeconds: &deadline},
 		Parent{PID: 98765, UID: 1000, Comm: "a", Cmdline: []string{""}, Zombies: 2, Verdict: "watch"})
 	if got != want {
@@ -330,7 +336,7 @@ func TestTable(t *testing.T) {
 func TestTableFits(t *testing.T) {
 	wide := Parent{PID: 4194304, Container: &task.Container{Namespace: "production-eu", Pod: "haproxy-7d9f8b6c5-x2x4q", Name: "haproxy"},
 		Cmdline: []string{"/usr/sbin/haproxy", "-f", "/etc/haproxy/日本語の設定ファイル.cfg", strings.Repeat("x", 500)},
-		Zombies: 500000, Countable: 500000, OldestSeconds: 1e6, Verdict: "spared", Reason: "identity_changed"}
+		Zombies: 500000, Reapable: 500000, OldestSeconds: new(float64(1e6)), Verdict: "spared", Reason: "identity_changed"}
 	for _, width := range []int{80, 100, 200} {
 		for line := range strings.Lines(tableOf(t, width, wide)) {
 			if got := textWidth(strings.TrimSuffix(line, "\n")); got > width {
@@ -368,7 +374,7 @@ func TestDetail(t *testing.T) {
 	if d.Signals != (Signals{Chld: "ignored", ChldBlocked: true, Term: "caught"}) {
 		t.Errorf("signals %+v", d.Signals)
 	}
-	if d.Countable != 100 || d.TracedZombies != 2 || d.ZombieTracer != 99 || d.DeadLeaders != 1 || d.Zombies != 103 {
+	if d.Reapable != 100 || d.TracedZombies != 2 || d.ZombieTracer != 99 || d.DeadLeaders != 1 || d.Zombies != 103 {
 		t.Errorf("counts %+v", d)
 	}
 	// Number 0 has no Since: its age is not known, so it is not among the oldest.

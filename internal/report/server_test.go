@@ -158,7 +158,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("document %+v, %v", d, err)
 	}
 	p, err := c.Parent(t.Context(), 4242)
-	if err != nil || p.Countable != 60 || len(p.Sample) != sampleSize {
+	if err != nil || p.Reapable != 60 || len(p.Sample) != sampleSize {
 		t.Errorf("detail %+v, %v", p, err)
 	}
 	if _, err := c.Parent(t.Context(), 1); !errors.Is(err, ErrNotFound) {
@@ -235,7 +235,7 @@ func TestServerEvents(t *testing.T) {
 	if first := receive(t, got); first != e.Stream() {
 		t.Errorf("got %+v", first)
 	}
-	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0), Zombies: 3})
+	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0, 0), Zombies: 3})
 	if z := receive(t, got); z.Event != EventZombie || z.Child != 7 || z.PID != 4242 || z.Zombies != 3 {
 		t.Errorf("got %+v", z)
 	}

@@ -58,13 +58,13 @@ func writeRows(b *strings.Builder, parents []Parent, limit int) (held bool) {
 	rows[0] = [columns]string{"PID", "WHO", "COMMAND", "ZOMBIES", "OLDEST", "VERDICT"}
 	for _, p := range parents {
 		zombies := strconv.Itoa(p.Zombies)
-		if p.Countable != p.Zombies {
-			zombies = fmt.Sprintf("%d of %d", p.Countable, p.Zombies)
+		if p.Reapable != p.Zombies {
+			zombies = fmt.Sprintf("%d of %d", p.Reapable, p.Zombies)
 			held = true
 		}
-		oldest := "-" // seen for the first time: how long it has waited is not known
-		if p.OldestSeconds > 0 {
-			oldest = Age(time.Duration(p.OldestSeconds * float64(time.Second)))
+		oldest := "-" // as far as this look can tell
+		if age, known := p.Oldest(); known {
+			oldest = Age(age)
 		}
 		rows = append(rows, [columns]string{strconv.Itoa(p.PID), Who(p), Command(p), zombies, oldest, verdict(p)})
 	}
