@@ -14,6 +14,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
 	"kzr/internal/report"
 	"kzr/internal/task"
 )
@@ -91,14 +92,15 @@ func (n *node) document(ctx context.Context, c config.Config) (report.Document, 
 		return report.Document{}, err
 	}
 	o.Observe = true
-	o.Name = askNames(ctx, c)
+	o.Observer.Name = askNames(ctx, c)
 	o.Report = func(report.Event) {}
 	o.Logger = slog.New(slog.DiscardHandler)
 	d, err := daemon.New(ctx, o)
 	if err != nil {
 		return report.Document{}, err
 	}
-	return d.Document(ctx)
+	view := nodeview.View{Daemon: d, Proc: n.proc, Name: o.Observer.Name, Observe: true}
+	return view.Document(ctx)
 }
 
 // width is that of the terminal, 0 if there is none and lines may be long.

@@ -111,10 +111,20 @@ func (o *Observer) put(proc *task.Process, p *place) {
 	own := ""
 	if proc.OuterPIDNS != 0 {
 		// A container all the same, of a runtime that cannot be recognised.
-		own = fmt.Sprintf("pid:[%d]", proc.OuterPIDNS)
+		own = unrecognised(p.cgroup, proc.OuterPIDNS)
 	}
-	proc.Workload = cmp.Or(own, proc.Unit, user)
-	proc.Owner = cmp.Or(owningUser(p.cgroup), proc.Unit, own, user)
+	proc.Workload = cmp.Or(proc.Unit, own, user)
+	proc.Owner = cmp.Or(owningUser(p.cgroup), proc.Workload)
+}
+
+// unrecognised names a container that nothing but its pid namespace tells of: by the
+// outermost two names of its cgroup, as plain containerd has them, since what follows may
+// be made inside. That name is still the same after a restart.
+func unrecognised(cgroup string, pidns uint64) string {
+	if parts := strings.SplitN(strings.Trim(cgroup, "/"), "/", 3); parts[0] != "" {
+		return "/" + strings.Join(parts[:min(2, len(parts))], "/")
+	}
+	return fmt.Sprintf("pid:[%d]", pidns)
 }
 
 // owningUser is whose systemd session or manager a cgroup belongs to, "" if it is
