@@ -223,7 +223,7 @@ func Deferred(f *task.Facts, c Circumstances) Reason {
 	switch {
 	case f.Exiting || f.State == 'Z' || f.State == 'X' || f.State == 'x':
 		return Dying
-	case (f.Tracer.PID != 0 || f.State == 't') && (c.Pressure == NoPressure || c.Pressure == WorkloadPressure && c.Outside):
+	case (f.Tracer.PID != 0 || f.TracerUnknown || f.State == 't') && (c.Pressure == NoPressure || c.Pressure == WorkloadPressure && c.Outside):
 		return Traced
 	case c.Pressure != NoPressure:
 		return ""
