@@ -14,6 +14,8 @@ const (
 	Frozen          Reason = "frozen"
 	Dying           Reason = "dying"
 	Uninterruptible Reason = "uninterruptible"
+	Waiting         Reason = "waiting" // for one particular child that lives
+	Foreign         Reason = "foreign" // zombies put on it by a process that may not signal it
 	IdentityChanged Reason = "identity_changed"
 	Recovered       Reason = "recovered"
 	RateLimited     Reason = "rate_limited"
