@@ -156,7 +156,7 @@ type watched struct {
 	said      map[policy.Reason]said
 	unsure    bool          // for want of a name
 	until     time.Duration // left alone until then
-	limited   time.Time     // no kill before then, for a limit is used up
+	limited   report.LimitUsed // by this limit, until it is over
 	pause     time.Duration
 	deferral  deferral
 }

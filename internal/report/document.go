@@ -77,13 +77,15 @@ func sanitizeContainer(c *task.Container) *task.Container {
 // Sort puts the parents in the document's order, most reapable zombies first, then
 // most zombies, then by pid; and the workloads, most zombies first, then by name.
 func (d *Document) Sort() {
-	slices.SortFunc(d.Workloads, func(a, b Workload) int {
-		return cmp.Or(cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(d.Workloads, compareWorkloads)
 	slices.SortFunc(d.Parents, func(a, b Parent) int {
 		return cmp.Or(cmp.Compare(b.Reapable, a.Reapable), cmp.Compare(b.Zombies, a.Zombies),
 			cmp.Compare(a.PID, b.PID), cmp.Compare(a.StartTime, b.StartTime))
 	})
+}
+
+func compareWorkloads(a, b Workload) int {
+	return cmp.Or(cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.Name, b.Name))
 }
 
 // Limit keeps the first n parents and workloads of a sorted document and counts the

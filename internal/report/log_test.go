@@ -23,7 +23,7 @@ func leaker() *task.Process {
 	return &task.Process{
 		ID: task.ID{PID: 4242, Start: 9917}, Exe: "/bin/busybox", Facts: task.Facts{Comm: "sh", UID: 1000, State: 'S'},
 		Workload: "prod/api-7f/app",
-		Cmdline: []string{"sh", "-c", "while :; do :; done"},
+		Cmdline:  []string{"sh", "-c", "while :; do :; done"},
 		Container: &task.Container{Runtime: "containerd", ID: strings.Repeat("ab", 32), PodUID: "u-1",
 			Pod: "api-7f", Namespace: "prod", Name: "app", Image: "img:1"},
 	}
@@ -303,7 +303,7 @@ func checkEvent(t *testing.T, comm, exe, cgroup, container, pod, namespace, rule
 	if want := line[strings.Index(line, "event="):]; fields["MESSAGE"]+"\n" != want || fields["PRIORITY"] != "4" {
 		t.Errorf("priority %s, message %s, want %s", fields["PRIORITY"], fields["MESSAGE"], want)
 	}
-	if len(fields) != 3+len(attrs) {
+	if len(fields) != 4+len(attrs) { // MESSAGE, MESSAGE_ID, PRIORITY and who says so
 		t.Errorf("%d fields for %d keys in %q", len(fields), len(attrs), entry)
 	}
 	for key, raw := range raws {

@@ -190,7 +190,7 @@ func TestServerRoutes(t *testing.T) {
 		{"GET /v1/parents/99999999999999999999", 400, "positive number"},
 		{"GET /v1/parents/4242/x", 404, ""},
 		{"GET /v2/status", 404, ""},
-		{"GET /", 404, ""},
+		{"GET /", 200, "/v1/parents\n"},
 		{"GET /healthz", 404, ""}, // of the metrics port only
 		{"POST /v1/status", 405, ""},
 		{"DELETE /v1/parents/4242", 405, ""},
@@ -542,7 +542,7 @@ func TestMetricsPort(t *testing.T) {
 		}
 	}()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
-	for path, want := range map[string]string{"/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
+	for path, want := range map[string]string{"/": "/healthz\n", "/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
 		resp, err := client.Get("http://" + l.Addr().String() + path)
 		if err != nil {
 			t.Fatal(err)
