@@ -65,17 +65,18 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 		return err
 	}
 	defer n.close()
+	lines := report.NewWriter(report.Journal(stderr))
+	defer func() { _ = lines.Close(time.Second) }() // nobody is left to tell
+	log := report.NewLogger(lines, c.LogFormat, c.LogLevel)
 	// The sockets come before anything acts: a second kzr on the node stops here.
-	api, metrics, err := listen(c)
+	api, metrics, err := listen(c, log)
 	if err != nil {
 		return err
 	}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	lines := report.NewWriter(report.Journal(stderr))
-	defer func() { _ = lines.Close(time.Second) }() // nobody is left to tell
-	s := &service{node: n, log: report.NewLogger(lines, c.LogFormat, c.LogLevel), lines: lines, config: c, since: time.Now()}
+	s := &service{node: n, log: log, lines: lines, config: c, since: time.Now()}
 	s.metrics = report.NewMetrics(s.Status)
 	o, err := n.options(c)
 	if err != nil {
@@ -147,9 +148,9 @@ func settle() {
 }
 
 // listen opens what the configuration asks for; nil is nothing.
-func listen(c config.Config) (api, metrics net.Listener, err error) {
+func listen(c config.Config, log *slog.Logger) (api, metrics net.Listener, err error) {
 	if c.Socket != "" {
-		if api, err = report.Listen(c.Socket, -1); err != nil {
+		if api, err = report.Listen(c.Socket, -1, log); err != nil {
 			return nil, nil, err
 		}
 	}
