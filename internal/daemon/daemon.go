@@ -154,8 +154,8 @@ type watched struct {
 	suspected bool          // reported as a suspect
 	reason    policy.Reason // last reported
 	said      map[policy.Reason]said
-	unsure    bool          // for want of a name
-	until     time.Duration // left alone until then
+	unsure    bool             // for want of a name
+	until     time.Duration    // left alone until then
 	limited   report.LimitUsed // by this limit, until it is over
 	pause     time.Duration
 	deferral  deferral
@@ -542,7 +542,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 	now := task.Now()
 	cost := last.Cost + min(now-began, task.ThreadTime()-cpu)
 	factor := time.Duration(rest)
-	if len(d.relieving) > 0 {
+	if d.urgent() {
 		factor = pressedRest
 	}
 	d.rested = now + factor*cost

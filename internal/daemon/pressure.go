@@ -20,6 +20,7 @@ type relief struct {
 	wave     int
 	workload string
 	changed  time.Duration // the end of the last wave: only a later sweep shows what it did
+	idle     time.Duration // nobody was found who may be ended: not tried again before
 }
 
 const (
@@ -51,11 +52,14 @@ func (d *Daemon) relieve(ctx context.Context) {
 			d.relieving[load.ID] = r
 		}
 		switch now := task.Now(); {
-		case len(r.active) > 0 || d.opts.Observe:
+		case len(r.active) > 0 || d.opts.Observe || now < r.idle:
 		case r.changed != 0 && d.observer.Last().Began <= r.changed:
 			d.sweepAt = min(d.sweepAt, max(now, d.rested))
 		default:
-			d.nextWave(ctx, load, r, now)
+			r.idle = 0
+			if !d.nextWave(ctx, load, r, now) {
+				r.idle = now + lookAgain
+			}
 		}
 	}
 	for id, r := range d.relieving {
@@ -65,8 +69,19 @@ func (d *Daemon) relieve(ctx context.Context) {
 	}
 }
 
-// nextWave begins to end parents of the workload whose zombies fill a limit.
-func (d *Daemon) nextWave(ctx context.Context, load observer.Load, r *relief, now time.Duration) {
+// urgent says whether looking often may help to free a limit.
+func (d *Daemon) urgent() bool {
+	for _, r := range d.relieving {
+		if r.idle == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// nextWave begins to end parents of the workload whose zombies fill a limit. It is false
+// if there is nobody who may be ended.
+func (d *Daemon) nextWave(ctx context.Context, load observer.Load, r *relief, now time.Duration) bool {
 	need := load.Zombies - (load.Limit-1)/10
 	size, workload := 1, ""
 	for i, c := range d.observer.Candidates(load.ID) {
@@ -87,9 +102,11 @@ func (d *Daemon) nextWave(ctx context.Context, load observer.Load, r *relief, no
 			break
 		}
 	}
-	if workload != "" {
-		r.wave, r.workload = size, workload
+	if workload == "" {
+		return false
 	}
+	r.wave, r.workload = size, workload
+	return true
 }
 
 // rests says whether a parent is left alone for now.
