@@ -670,6 +670,10 @@ func FuzzAnswer(f *testing.F) {
 				}
 				kept := got
 				kept.Pod, kept.Namespace, kept.Name, kept.Image = "", "", "", ""
+				if kept.GracePeriod < 0 || kept.GracePeriod > 24*time.Hour {
+					t.Errorf("%s: a grace period of %s", name, kept.GracePeriod)
+				}
+				kept.GracePeriod = 0
 				if said.Runtime == "" {
 					kept.Runtime = ""
 				}
