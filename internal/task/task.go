@@ -313,6 +313,9 @@ type Container struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Image     string `json:"image"`
+	// GracePeriod is what the pod's author gives it to exit after SIGTERM
+	// (terminationGracePeriodSeconds); 0 if that is not known.
+	GracePeriod time.Duration `json:"-"`
 }
 
 // ErrGone says that a process vanished, or that its pid went to another one, while
