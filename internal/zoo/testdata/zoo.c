@@ -1484,7 +1484,8 @@ static void do_watches(struct step *s)
 	struct rlimit r;
 	struct epoll_event e = { .events = EPOLLIN };
 	static int target[16384];
-	int targets = 0, set;
+	static int targets;
+	int set;
 	long total = 0, most = s->parts ? number(s, arg(s, 0)) : LONG_MAX;
 
 	getrlimit(RLIMIT_NOFILE, &r);
