@@ -113,8 +113,9 @@ type Daemon struct {
 	hintMu sync.Mutex
 	hinted map[int]struct{} // pids that the kernel hinted at since the loop last looked
 
-	mu      sync.Mutex // guards watched; taken with no other lock held, and no other is taken under it but the reaper's
+	mu      sync.Mutex // guards what follows; no other lock is taken under it but the reaper's
 	watched map[task.ID]*watched
+	inside  map[task.ID]int // how often kzr reaped inside a parent
 
 	// What follows belongs to the loop.
 	config    config.Config
@@ -156,7 +157,7 @@ type watched struct {
 	said      map[policy.Reason]said
 	unsure    bool             // for want of a name
 	until     time.Duration    // left alone until then
-	limited   report.LimitUsed // by this limit, until it is over
+	limited   report.LimitUsed // no kill until this limit has room
 	pause     time.Duration
 	deferral  deferral
 }
@@ -222,6 +223,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		hinted:    map[int]struct{}{},
 		hintedAt:  map[int][]time.Duration{},
 		watched:   map[task.ID]*watched{},
+		inside:    map[task.ID]int{},
 		leaks:     map[string]*said{},
 		relieving: map[uint64]*relief{},
 		relapses:  map[string]relapse{},
@@ -251,8 +253,20 @@ func (d *Daemon) decided(e report.Event) {
 			d.opts.Meter.ObserveDelay(task.Now() - due.(time.Duration))
 		}
 	}
+	if e.Name == report.EventReaped && e.By == report.ByKzr {
+		d.stats.reaped.Add(1)
+		d.mu.Lock()
+		if len(d.inside) >= maxInside {
+			clear(d.inside)
+		}
+		d.inside[e.Process.ID]++
+		d.mu.Unlock()
+	}
 	d.opts.Report(e)
 }
+
+// maxInside bounds for how many parents it is remembered how often kzr reaped inside.
+const maxInside = 4096
 
 func settings(c config.Config) reaper.Settings {
 	return reaper.Settings{DryRun: c.DryRun, Limits: c.Limits}
@@ -357,7 +371,7 @@ func (d *Daemon) Run(ctx context.Context) {
 				d.sweepAt = 0
 				d.mu.Lock()
 				for _, w := range d.watched {
-					w.until, w.limited = 0, time.Time{} // what it was left alone for may hold no more
+					w.until, w.limited = 0, report.LimitUsed{} // what it was left alone for may hold no more
 				}
 				d.mu.Unlock()
 			}
@@ -696,13 +710,24 @@ func (d *Daemon) ended(out reaper.Outcome) {
 		w.until = now + maxPause
 	case !out.Until.IsZero():
 		// No kill before then; but what hurts nobody is tried again.
-		w.limited = out.Until
+		if w.limited.Until.Before(time.Now()) {
+			w.limited.Since = time.Now()
+		}
+		w.limited.Name, w.limited.Until = limitOf(out.Reason), out.Until
 		w.until = now + min(time.Until(out.Until), max(w.found.Rule.Grace, blindPause))
 	}
 	if out.Result == reaper.Spared {
 		w.reason = out.Reason
 		w.said[out.Reason] = said{now, w.found.Reapable}
 	}
+}
+
+// limitOf names the limit behind a reason, as the configuration has it.
+func limitOf(r policy.Reason) string {
+	if r == policy.RateLimited {
+		return "killsPerMinute"
+	}
+	return "perWorkload"
 }
 
 // checkLimits plans a sweep if pids are running out, or so many tasks have come

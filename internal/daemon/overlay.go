@@ -54,7 +54,7 @@ func (d *Daemon) Overlay(a *observer.Assessment) (until time.Time) {
 	w.deferral.postpone(a, now)
 	if a.Verdict == policy.Target && now < w.until {
 		a.Verdict, a.Reason = policy.Spared, policy.Backoff
-		if until = w.limited; until.IsZero() {
+		if until = w.limited.Until; until.Before(time.Now()) {
 			until = time.Now().Add(w.until - now)
 		}
 	}
@@ -66,8 +66,15 @@ func (d *Daemon) LimitUsed(id task.ID) (report.LimitUsed, bool) {
 	d.mu.Lock()
 	w := d.watched[id]
 	d.mu.Unlock()
-	if w == nil || w.limited.IsZero() || time.Now().After(w.limited) {
+	if w == nil || w.limited.Until.Before(time.Now()) {
 		return report.LimitUsed{}, false
 	}
-	return report.LimitUsed{Name: w.limit, Since: w.limitedSince, Until: w.limited}, true
+	return w.limited, true
+}
+
+// ReapedInside is how often kzr has reaped inside a parent.
+func (d *Daemon) ReapedInside(id task.ID) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.inside[id]
 }

@@ -60,7 +60,7 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 			continue
 		}
 		d.opts.Report(report.Event{
-			Time: time.Now(), Name: report.EventSuspect, Process: &proc, Workload: w.Name,
+			Time: time.Now(), Name: report.EventSuspect, Process: &proc,
 			Zombies: w.Zombies, Reapable: w.Zombies,
 			Message: fmt.Sprintf("workload is leaking: %d parents hold %d zombies, each fewer than the threshold; the largest is named", w.Parents, w.Zombies),
 		})

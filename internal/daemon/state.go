@@ -50,7 +50,7 @@ func (d *Daemon) save(now bool) {
 		}
 		s.Parents = append(s.Parents, k)
 	}
-	empty := len(s.Parents) == 0 && s.Limits.Empty()
+	empty := len(s.Parents)+len(s.Limits.Kills)+len(s.Limits.Pauses)+len(s.Limits.Acting) == 0
 	if empty && d.savedEmpty {
 		return
 	}
