@@ -127,7 +127,7 @@ func (v *View) Document(ctx context.Context) (report.Document, error) {
 			break
 		}
 		if ctx.Err() != nil {
-			return report.Document{}, ctx.Err()
+			break
 		}
 		pic, err := v.picture(ctx, p, least)
 		switch {
@@ -148,6 +148,9 @@ func (v *View) Document(ctx context.Context) (report.Document, error) {
 			size += len(arg)
 		}
 		doc.Parents = append(doc.Parents, parent)
+	}
+	if ctx.Err() != nil {
+		return report.Document{}, ctx.Err()
 	}
 	v.album.turn()
 	if len(doc.Parents) == 0 && failed != nil { // nothing can be read, which is not to say that nothing is there

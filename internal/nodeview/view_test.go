@@ -74,7 +74,7 @@ func newView(t *testing.T) (*View, *source) {
 	return &View{Daemon: d, Proc: proc, Name: name, Observe: true}, s
 }
 
-func leaker(t *testing.T, v *View, zombies int) (*zoo.Animal, task.ID) {
+func leaker(t *testing.T, v *View, zombies int) (*zoo.Zoo, task.ID) {
 	t.Helper()
 	z := zoo.Start(t, "leak=%d serve", zombies)
 	id, err := v.Daemon.Observer().Find(t.Context(), z.PID)
