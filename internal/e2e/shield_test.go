@@ -48,7 +48,7 @@ func (c *tenant) squeeze() (limit int) {
 // wantRoom waits until its limit has room again.
 func (c *tenant) wantRoom(limit int) {
 	c.t.Helper()
-	zoo.Within(c.t, patience, "there is room in the container", func() bool { return c.tasks() < limit/2 })
+	zoo.Within(c.t, patience, "there is room in the container", func() bool { return c.tasks()*100 < 85*limit })
 }
 
 // command is a program that runs in it.
