@@ -35,6 +35,9 @@ import (
 //	parent=N     it becomes the program's parent instead, one with N zombies
 //	jobs=SECONDS  it becomes the program itself: a job in parts, see beJobs
 func cage(steps []string) {
+	if seconds, ok := strings.CutPrefix(steps[0], "jobs="); ok {
+		os.Exit(beJobs(seconds))
+	}
 	runtime.LockOSThread() // credentials and filters are a thread's, and exec keeps the caller's
 	for _, s := range steps {
 		verb, value, _ := strings.Cut(s, "=")
@@ -45,9 +48,6 @@ func cage(steps []string) {
 		}
 	}
 	os.Unsetenv("KZR_TEST_CAGE")
-	if seconds, ok := strings.CutPrefix(steps[0], "jobs="); ok {
-		os.Exit(beJobs(seconds))
-	}
 	if slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "parent=") }) {
 		os.Exit(beParent())
 	}

@@ -48,7 +48,7 @@ func (c *tenant) squeeze() (limit int) {
 // wantRoom waits until its limit has room again.
 func (c *tenant) wantRoom(limit int) {
 	c.t.Helper()
-	zoo.Within(c.t, patience, "there is room in the container", func() bool { return c.tasks() < limit/2 })
+	zoo.Within(c.t, patience, "there is room in the container", func() bool { return c.tasks()*100 < 85*limit })
 }
 
 // command is a program that runs in it.
@@ -164,8 +164,8 @@ func TestScenario39HeldBySibling(t *testing.T) {
 		}{
 			{"ended", inContainer, "", nil, "terminated"},
 			{"observed", inContainer, "{name: look, match: {exe: %q}, action: observe}", nil, "spared rule"},
-			{"out of scope", `mkdir=%s term=count chld=reap hold=20 { name=tracer exec=%s term=ignore serve } name=parent serve`, "", nil, "spared out_of_scope"},
-			{"protected", `mkdir=%s term=count chld=reap hold=20 { name=tracer exec=%s term=ignore serve } name=parent serve`, "", []string{"--scope=all"}, "spared protected"},
+			{"out of scope", `mkdir=%s term=count chld=reap hold=20 { name=tracer exec=%s term=ignore serve } serve`, "", nil, "spared out_of_scope"},
+			{"protected", `mkdir=%s term=count chld=reap hold=20 { name=tracer exec=%s term=ignore serve } serve`, "", []string{"--scope=all"}, "spared protected"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()

