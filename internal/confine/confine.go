@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -84,14 +85,28 @@ func dropCapabilities(withoutLoading func() error) error {
 }
 
 // onLostThread calls f on a thread that ends with it, so that what f does to its
-// thread is nobody else's.
+// thread is nobody else's, and returns when it has ended.
 func onLostThread(f func() error) error {
 	done := make(chan error)
+	var thread int
 	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- f()
+		runtime.LockOSThread()
+		if thread = unix.Gettid(); thread != os.Getpid() {
+			done <- f() // and ends locked, which ends the thread
+			return
+		}
+		// The first thread of a process never ends. While it is locked, others are used.
+		defer runtime.UnlockOSThread()
+		done <- onLostThread(f)
 	}()
-	return <-done
+	err := <-done
+	gone := fmt.Sprintf("/proc/self/task/%d", thread)
+	for deadline := time.Now().Add(time.Second); thread != os.Getpid() && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if _, err := os.Lstat(gone); err != nil {
+			break
+		}
+	}
+	return err
 }
 
 // setCapabilities leaves those in keep that the process has. How a system call is

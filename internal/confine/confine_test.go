@@ -4,6 +4,7 @@ package confine
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,6 +143,22 @@ func TestArguments(t *testing.T) {
 				t.Errorf("%s: %v, want %v", tt.name, errno, tt.want)
 			}
 		})
+	}
+}
+
+// No thread is left over, least of all the first, which cannot end.
+func TestLostThread(t *testing.T) {
+	for range 100 {
+		var thread int
+		if err := onLostThread(func() error { thread = unix.Gettid(); return unix.EXFULL }); !errors.Is(err, unix.EXFULL) {
+			t.Fatal(err)
+		}
+		if thread == os.Getpid() {
+			t.Fatal("the first thread would be lost")
+		}
+		if _, err := os.Stat("/proc/self/task/" + strconv.Itoa(thread)); err == nil {
+			t.Fatalf("thread %d is still there", thread)
+		}
 	}
 }
 
