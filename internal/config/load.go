@@ -105,16 +105,16 @@ func readFile(path string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case info.IsDir():
-		return nil, errors.New("it is a directory")
+		return nil, errors.New("is a directory")
 	case !info.Mode().IsRegular() && path != os.DevNull:
-		return nil, errors.New("it is not a regular file")
+		return nil, errors.New("not a regular file")
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(data) > maxFile {
-		return nil, errors.New("it is larger than 1 MiB")
+		return nil, errors.New("larger than 1 MiB")
 	}
 	return data, nil
 }
@@ -156,7 +156,7 @@ func (f parser) document(data []byte) (*yaml.Node, error) {
 		return nil, f.syntax(err)
 	}
 	if err := loader.Load(&second); err == nil {
-		return nil, f.errorf(second.Line, "", "a second document starts here; put everything into one")
+		return nil, f.errorf(second.Line, "", "the file has more than one YAML document")
 	} else if !errors.Is(err, io.EOF) {
 		return nil, f.syntax(err)
 	}
@@ -171,9 +171,9 @@ func (f parser) checkText(data []byte) error {
 		c, size := utf8.DecodeRune(data[i:])
 		switch {
 		case c == utf8.RuneError && size == 1:
-			return f.errorf(line(), "", "the byte %#02x is not UTF-8; save the file as UTF-8 text", data[i])
+			return f.errorf(line(), "", "invalid UTF-8: byte %#02x", data[i])
 		case unicode.IsControl(c) && !strings.ContainsRune("\t\n\r\u0085", c):
-			return f.errorf(line(), "", "the control character %U cannot be part of it; save the file as plain text", c)
+			return f.errorf(line(), "", "control character %U is not allowed", c)
 		}
 		i += size
 	}
@@ -193,7 +193,7 @@ func (f parser) syntax(err error) error {
 		return f.errorf(line, "", `a value that starts with "*" needs quotes, such as "*-ci"`)
 	}
 	message = strconv.Quote(message[:min(len(message), 200)]) // it may quote the file
-	return f.errorf(line, "", "is not valid YAML: %s", message[1:len(message)-1])
+	return f.errorf(line, "", "invalid YAML: %s", message[1:len(message)-1])
 }
 
 func (f parser) root(n *yaml.Node, c *Config) error {
@@ -245,20 +245,20 @@ func submapping[T any](f parser, n *yaml.Node, at, prefix string, table []settin
 	case n.ShortTag() == "!!null":
 		return nil // a key with all its content commented out
 	case n.Kind != yaml.MappingNode && where == "":
-		return f.errorf(n.Line, "", "the file holds %s; use lines of the form key: value", describe(n))
+		return f.errorf(n.Line, "", "invalid type: expected keys and values, found %s", describe(n))
 	case n.Kind != yaml.MappingNode:
-		return f.errorf(n.Line, where, "%s is not what belongs here; use lines of the form key: value", describe(n))
+		return f.errorf(n.Line, where, "invalid type: expected keys and values, found %s", describe(n))
 	}
 	lines := make(map[string]int)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := resolve(n.Content[i]), resolve(n.Content[i+1])
 		if k.Kind != yaml.ScalarNode {
-			return f.errorf(k.Line, where, "%s cannot be a key; use a word", describe(k))
+			return f.errorf(k.Line, where, "%s cannot be a key", describe(k))
 		}
 		key := prefix + k.Value
 		shown := at + prefix + escapeKey(k.Value)
 		if first, twice := lines[key]; twice {
-			return f.errorf(k.Line, shown, "is given twice, first on line %d; keep one", first)
+			return f.errorf(k.Line, shown, "duplicate key, first set on line %d", first)
 		}
 		lines[key] = k.Line
 
@@ -314,9 +314,9 @@ func (f parser) scalar(n *yaml.Node, key string, v value) error {
 	tag := n.ShortTag()
 	switch {
 	case tag == "!!null":
-		return f.errorf(n.Line, key, "has no value; use %s", v.want())
+		return f.errorf(n.Line, key, "value is missing: expected %s", v.want())
 	case n.Kind != yaml.ScalarNode:
-		return f.errorf(n.Line, key, "%s is not what belongs here; use %s", describe(n), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found %s", v.want(), describe(n))
 	}
 	// Set first: it knows best what is wrong. What is left are texts that would
 	// do if they were not quoted, or tagged, as something else.
@@ -327,11 +327,11 @@ func (f parser) scalar(n *yaml.Node, key string, v value) error {
 	case slices.Contains(v.tags(), tag):
 		return nil
 	case tag == "!!str":
-		return f.errorf(n.Line, key, "%s is quoted text; use %s", quote(n.Value), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found the string %s", v.want(), quote(n.Value))
 	case slices.Contains(v.tags(), "!!str"):
-		return f.errorf(n.Line, key, "%s is read as %s; put it in quotes", quote(n.Value), kindOf(tag))
+		return f.errorf(n.Line, key, "invalid type: %s is %s in YAML; put it in quotes", quote(n.Value), kindOf(tag))
 	default:
-		return f.errorf(n.Line, key, "%s is read as %s; use %s", quote(n.Value), kindOf(tag), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found %s, %s in YAML", v.want(), quote(n.Value), kindOf(tag))
 	}
 }
 
@@ -341,7 +341,7 @@ func (f parser) sequence(n *yaml.Node, key, what string) ([]*yaml.Node, error) {
 	case n.ShortTag() == "!!null":
 		return nil, nil
 	case n.Kind != yaml.SequenceNode:
-		return nil, f.errorf(n.Line, key, "%s is not what belongs here; use a list of %s", describe(n), what)
+		return nil, f.errorf(n.Line, key, "invalid type: expected a list of %s, found %s", what, describe(n))
 	}
 	return n.Content, nil
 }
@@ -359,7 +359,7 @@ func resolve(n *yaml.Node) *yaml.Node {
 func describe(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
-		return "a block of keys"
+		return "a mapping"
 	case yaml.SequenceNode:
 		return "a list"
 	default:

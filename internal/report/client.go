@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNoDaemon means that nobody listens on the socket.
-var ErrNoDaemon = errors.New("no kzr daemon answers")
+var ErrNoDaemon = errors.New("no kzr daemon is running")
 
 // Bounds on what a client reads: the other end may not be kzr.
 const (
@@ -189,5 +189,5 @@ func (c *Client) open(ctx context.Context, path string) (io.ReadCloser, error) {
 	} else if resp.StatusCode == http.StatusNotFound {
 		return nil, ErrNotFound
 	}
-	return nil, fmt.Errorf("the daemon on %s says: %s", c.path, Sanitize(p.Error))
+	return nil, fmt.Errorf("daemon on %s: %s", c.path, Sanitize(p.Error))
 }

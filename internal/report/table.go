@@ -28,7 +28,7 @@ const floor = 12
 // WriteTable renders a document for people. Lines longer than width columns are
 // avoided by shortening who and command; a width of 0 shortens nothing, for a
 // reader that is not a terminal.
-func WriteTable(w io.Writer, d Document, width int) error {
+func WriteTable(w io.Writer, d Document, width int, wide bool) error {
 	var b strings.Builder
 	zombies := count(d.Zombies, "zombie")
 	if len(d.Limitations) > 0 {

@@ -183,7 +183,7 @@ func TestEverySizeFits(t *testing.T) {
 	} {
 		t.Run(state.name, func(t *testing.T) {
 			for _, ascii := range []bool{false, true} {
-				m := newModel(t.Context(), Options{Alone: "no daemon answers at /run/kzr/kzr.sock", ASCII: ascii})
+				m := newModel(t.Context(), Options{Alone: "no daemon on /run/kzr/kzr.sock", ASCII: ascii})
 				st := status()
 				st.Problems = []string{"one", "two", "three"}
 				see(m, 0, doc, st)
