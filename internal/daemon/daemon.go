@@ -284,7 +284,6 @@ func (d *Daemon) configure(c config.Config) error {
 		}
 	}
 	d.config, d.least = c, least
-	d.opts.Observer.Proc.SetLeast(least.Threshold)
 	d.observer.Set(c, p)
 	d.reaper.Set(settings(c))
 	return nil

@@ -229,13 +229,13 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	v.fill(&out.Parent, &a, until)
 	out.Rule, out.RuleUnsure = out.Parent.Rule, a.Rule.Unsure
 	out.Threshold, out.Grace = a.Rule.Threshold, report.Seconds(a.Rule.Grace)
-	out.WChan = report.Sanitize(v.Proc.Wchan(ctx, id))
+	out.WChan = report.Sanitize(v.Proc.Wchan(id))
 	v.addPids(&out, proc)
 	v.addRelatives(ctx, &out, proc, zombies)
 	v.addOrigins(ctx, &out, proc, zombies)
 	for i := range out.Sample {
 		z := &out.Sample[i]
-		z.Comm = report.Sanitize(v.Proc.Comm(ctx, task.ID{PID: z.PID, Start: z.StartTime}))
+		z.Comm = report.Sanitize(v.Proc.Comm(task.ID{PID: z.PID, Start: z.StartTime}))
 	}
 	for _, w := range v.workloads() {
 		if w.Name == out.Workload {
@@ -266,7 +266,7 @@ func (v *View) addPids(out *report.Detail, proc *task.Process) {
 // addRelatives adds those around it: its ancestors, its live children, its tracer, the
 // child that it waits for.
 func (v *View) addRelatives(ctx context.Context, out *report.Detail, proc *task.Process, zombies *task.Children) {
-	live, total := v.Proc.LiveChildren(ctx, proc.ID, zombies, relatives)
+	live, total := v.Proc.LiveChildren(proc.ID, zombies, relatives)
 	for _, c := range live {
 		out.Children = append(out.Children, report.NewRelative(c.PID, c.Comm, c.State))
 	}
@@ -315,7 +315,7 @@ func (v *View) addOrigins(ctx context.Context, out *report.Detail, proc *task.Pr
 	}
 	count := map[report.Origin]int{}
 	for _, z := range zombies.Reapable[:min(len(zombies.Reapable), sampled)] {
-		ref, ok := container.Parse(v.Proc.ZombieCgroup(ctx, task.ID{PID: z.PID(), Start: z.Start()}))
+		ref, ok := container.Parse(v.Proc.ZombieCgroup(task.ID{PID: z.PID(), Start: z.Start()}))
 		if !ok || ref.Outer.Cgroup == proc.OuterCgroup {
 			continue
 		}

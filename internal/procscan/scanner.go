@@ -41,10 +41,6 @@ const reserved = 6
 // the walk never hand their thread over, and the threads for what may not come back
 // are made at the start, so that a full process table does not stop it.
 type Scanner struct {
-	// Least is how many zombies a parent has to have for a snapshot of the node to ask
-	// who traces them. It may be set before the first snapshot.
-	Least int
-
 	path    string
 	fs      procfs.FS
 	root    int // the mount, open for reading

@@ -29,9 +29,8 @@ import (
 //
 // No tenant decides what it costs. Of those alive nothing is read but who the parents
 // are, once where the kernel can tell them apart (6.9), on threads that may be lost.
-// Who traces a zombie is asked only for parents with at least [Scanner.Least] of them,
-// once for those that nobody traces, and within what a tenant may have of it; what is
-// left over is Unknown until a later snapshot.
+// Who traces a zombie is asked once for those that nobody traces, and within what a
+// tenant may have of it; what is left over is Unknown until a later snapshot.
 //
 // Dead leaders whose threads live on are counted from Linux 6.2 on. Processes that
 // kzr may not see are missing too; see [Scanner.Host].
@@ -110,7 +109,7 @@ func (s *Scanner) gather(ctx context.Context, snap *task.Snapshot, c *census) er
 	var questions []question
 	for _, run := range c.runs {
 		for i := range run {
-			if f := families[run[i].parent()]; f != nil && f.children != nil && f.zombies >= s.Least && run[i].kind() == unasked {
+			if f := families[run[i].parent()]; f != nil && f.children != nil && run[i].kind() == unasked {
 				questions = append(questions, question{&run[i], f})
 			}
 		}
