@@ -84,6 +84,10 @@ func TestPlace(t *testing.T) {
 func TestContainerInit(t *testing.T) {
 	z := zoo.Start(t, "in=pidns,proc fork=pidns { name=inner serve } fork { name=kid serve } serve")
 	o := newObserver(t)
+	init, err := o.Inspect(t.Context(), z.PID)
+	if err != nil || init.PIDNS == 0 || init.OuterPIDNS != init.PIDNS {
+		t.Fatalf("pid namespace %d, the outermost %d: %v", init.PIDNS, init.OuterPIDNS, err)
+	}
 	for _, tt := range []struct {
 		pid        int
 		outer, any bool
@@ -94,6 +98,12 @@ func TestContainerInit(t *testing.T) {
 		}
 		if p.ContainerInit() != tt.outer || p.NamespaceInit() != tt.any {
 			t.Errorf("pids %d: a container's init %t, of some namespace %t", p.NSPID, p.ContainerInit(), p.NamespaceInit())
+		}
+		if p.OuterPIDNS != init.PIDNS || p.Workload != init.Workload {
+			t.Errorf("pids %d: outermost namespace %d, workload %q; the init's %d, %q", p.NSPID, p.OuterPIDNS, p.Workload, init.PIDNS, init.Workload)
+		}
+		if found, ok := o.ContainerInit(t.Context(), &p); !ok || found != init.ID {
+			t.Errorf("pids %d: container's init %v (%t), want %v", p.NSPID, found, ok, init.ID)
 		}
 	}
 }

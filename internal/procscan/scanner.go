@@ -51,7 +51,8 @@ type Scanner struct {
 
 	pidfs     bool          // a process's pidfds have an inode number of their own
 	countsFDs bool          // see seemsHeadless
-	ownPIDMax bool          // pid_max is that of kzr's pid namespace alone
+	pidns     uint64        // kzr's own pid namespace
+	ownPIDMax bool          // pid_max is that of that namespace alone
 	usual     time.Duration // see measureUsual
 
 	pool *readers.Pool // for what may never come back
@@ -143,7 +144,8 @@ func (s *Scanner) findFeatures() error {
 	if err := unix.Uname(&u); err != nil {
 		return fmt.Errorf("asking for the kernel's version: %w", err)
 	}
-	s.ownPIDMax = s.namespaceOf("self", "pid") != initialPIDNS && ownPIDMax(unix.ByteSliceToString(u.Release[:]))
+	s.pidns = s.namespaceOf("self", "pid")
+	s.ownPIDMax = s.pidns != initialPIDNS && ownPIDMax(unix.ByteSliceToString(u.Release[:]))
 	return nil
 }
 
