@@ -16,7 +16,8 @@ type parent struct {
 	pidfd   int
 	level   int // of pid namespaces, 0 for the one that kzr sees
 	ways    ways
-	sleeps  place // where in the kernel it was asleep
+	noWay   Refusal // why there are none; what the stance says goes first
+	sleeps  place   // where in the kernel it was asleep
 	zombies []zombie
 }
 
@@ -260,11 +261,7 @@ func (w *worker) prepare(m *prepareMsg, pidfd int) Refusal {
 	if !found {
 		return NoZombies
 	}
-	var refusal Refusal
-	if p.ways, refusal = w.findWays(p.pid); refusal != None {
-		return refusal
-	}
-	w.place(p.pid, &p.sleeps)
+	p.ways, p.noWay = w.findWays(p.pid)
 	return None
 }
 
@@ -350,6 +347,9 @@ func (w *worker) commit(st *wireStance, out *answerMsg) (Refusal, int64) {
 	p := &w.parent
 	if refusal, detail := judge(st); refusal != None {
 		return refusal, detail
+	}
+	if p.noWay != None {
+		return p.noWay, 0
 	}
 	if refusal := w.look(p); refusal != None {
 		return refusal, 0

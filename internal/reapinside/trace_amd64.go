@@ -338,7 +338,6 @@ func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64
 	at.rip, at.rsp, at.origRAX = p.ways.syscallRet, sp, ^uint64(0)
 	at.rsi, at.rdx, at.r10 = 0, wall, 0
 	end := stoppedAt.Add(stopEnd)
-	refusal, detail := None, int64(0)
 	for i := range p.zombies {
 		z := &p.zombies[i]
 		if z.fd < 0 || !w.still(z) {
@@ -353,17 +352,18 @@ func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64
 		if result, s = w.callInside(t, &at, end); !s.bySyscall() {
 			break
 		}
-		if result == int64(z.inside) {
+		// A filter that sends SIGSYS leaves the call's number, as if that were a pid.
+		trapped := result == wait4Nr && w.still(z)
+		switch {
+		case trapped || result != int64(z.inside) && result != 0 && result != -int64(unix.ECHILD):
+			return w.bringBack(t, &before, s, WaitFailed, trapped), max(0, -result)
+		case result == int64(z.inside):
 			out.Fates[i] = reaped
-			continue
-		}
-		out.Fates[i] = stale
-		if result != 0 && result != -int64(unix.ECHILD) {
-			refusal, detail = WaitFailed, -result
-			break
+		default:
+			out.Fates[i] = stale
 		}
 	}
-	return w.bringBack(t, &before, s, refusal), detail
+	return w.bringBack(t, &before, s, None, false), 0
 }
 
 // callInside makes it do one system call; its result is good if the stop is one by
@@ -390,11 +390,12 @@ func (w *worker) callInside(t *tracee, r *registers, end time.Time) (result int6
 	return got.result(), s
 }
 
-// bringBack gives it its own registers, in the stop s, and lets go.
-func (w *worker) bringBack(t *tracee, before *registers, s stop, refusal Refusal) Refusal {
+// bringBack gives it its own registers, in the stop s, and lets go. A SIGSYS that is on
+// its way for a call of ours is waited for.
+func (w *worker) bringBack(t *tracee, before *registers, s stop, refusal Refusal, trapped bool) Refusal {
 	if t.changed && s.bySyscall() {
 		// Not from here: after a system call nobody looks whether one is to be restarted.
-		if ptrace(unix.PTRACE_INTERRUPT, t.tid, 0, 0) == nil && ptrace(unix.PTRACE_CONT, t.tid, 0, 0) == nil {
+		if (trapped || ptrace(unix.PTRACE_INTERRUPT, t.tid, 0, 0) == nil) && ptrace(unix.PTRACE_CONT, t.tid, 0, 0) == nil {
 			s = w.mustStop(t, time.Now().Add(stopEnd))
 		}
 	}
