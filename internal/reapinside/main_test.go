@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,12 +30,27 @@ const patienceOfTest = 60 * time.Second
 
 var scratch string
 
+// launches are done by one thread, as what it starts dies with it: tests that time
+// out clean nothing up. Threads of Go's do end here, see inThreadOfItsOwn.
+var launches = make(chan func())
+
 func TestMain(m *testing.M) {
+	if os.Getenv("KZR_TEST_CLIENT") != "" {
+		beClient() // never returns
+	}
 	flag.Parse()
+	// They mostly wait: on a small machine more of them fit than it has CPUs.
+	_ = flag.Set("test.parallel", "12")
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "these tests need root")
 		os.Exit(1)
 	}
+	go func() {
+		runtime.LockOSThread()
+		for f := range launches {
+			f()
+		}
+	}()
 	var err error
 	if scratch, err = os.MkdirTemp("", "kzr-inside-"); err == nil {
 		err = os.Chmod(scratch, 0o755)
@@ -46,7 +62,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.Cleanup(func(code int) {
 		os.RemoveAll(scratch)
 		os.Exit(code)
 	}))
@@ -89,7 +105,9 @@ func compiled(t *testing.T, source string, args ...string) string {
 
 var compiling sync.Mutex
 
-func victim(t *testing.T) string { return compiled(t, "victim", "-pthread", "-no-pie") }
+func victim(t *testing.T) string {
+	return compiled(t, "victim", "-pthread", "-no-pie", "-mno-red-zone")
+}
 
 // helper starts one that ends with the test.
 func helper(t *testing.T) *Helper {
@@ -139,7 +157,8 @@ func launch(t *testing.T, inNS bool, orphans int, every time.Duration, argv ...s
 		t.Fatal(err)
 	}
 	s.cmd.Stderr = stderr
-	err = s.cmd.Start()
+	launches <- func() { err = s.cmd.Start() }
+	launches <- func() {}
 	w.Close()
 	stderr.Close()
 	if err != nil {

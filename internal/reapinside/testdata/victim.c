@@ -6,6 +6,15 @@
 //       namespace; else it is a subreaper. Prints "PID n" on descriptor 2 first.
 //   victim call NAME
 //       prints READY, makes one blocking call, and prints what it returned.
+//   victim signals HOW N
+//       prints READY, and gets N queued real-time signals while it is blocked HOW:
+//       each must come once, in order, with its value, and no call may end otherwise.
+//       Prints "right N" in the end.
+//   victim exec N
+//       another thread than the main one executes the program N times; "right N".
+//   victim state FILE
+//       spins with a pattern in its vector and general registers, and sleeps with
+//       one, until FILE is there; "right N".
 //   victim be NAME
 //       prints READY and is for ever what must not be touched.
 //
@@ -541,6 +550,131 @@ static const struct { const char *name; void (*f)(void); } beings[] = {
 	B(vfork), B(leaderless), B(int80), B(sleep), B(spin), B(other_stack),
 };
 
+static volatile int next_value;
+static int wanted;
+static void take(int s, siginfo_t *i, void *u)
+{
+	(void)s, (void)u;
+	if (i->si_value.sival_int != next_value || i->si_pid == 0) {
+		printf("wrong: value %d of %d, not %d\n", i->si_value.sival_int, i->si_pid, next_value);
+		fflush(stdout);
+		_exit(1);
+	}
+	next_value++;
+}
+static void finished(int s) { (void)s; printf("%s %d\n", next_value == wanted ? "right" : "wrong", next_value); fflush(stdout); _exit(0); }
+static int signals(const char *how, int n)
+{
+	struct sigaction a = {.sa_sigaction = take, .sa_flags = SA_SIGINFO};
+	sigset_t rt;
+	wanted = n;
+	sigemptyset(&rt);
+	sigaddset(&rt, SIGRTMIN);
+	sigaction(SIGRTMIN, &a, NULL);
+	signal(SIGTERM, finished);
+	if (*how == 's' || *how == 'e')
+		sigprocmask(SIG_BLOCK, &rt, NULL);
+	ready();
+	if (must(fork(), "fork") == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		usleep(200000);
+		for (int i = 0; i < n; i++) {
+			union sigval v = {.sival_int = i};
+			while (sigqueue(me, SIGRTMIN, v))
+				usleep(1000);
+			usleep(500 + rand() % 1500);
+		}
+		usleep(500000);
+		kill(me, SIGTERM);
+		_exit(0);
+	}
+	int ep = epoll_create1(0);
+	for (;;) {
+		int r = -1, before = next_value;
+		struct timespec long_time = {100, 0};
+		errno = 0;
+		switch (*how) {
+		case 'p': r = poll(NULL, 0, 100000); break;
+		case 's': r = sigsuspend(&none); break;
+		case 'e': r = epoll_pwait(ep, &event, 1, -1, &none); break;
+		case 'w': r = epoll_wait(ep, &event, 1, -1); break;
+		case 'n': r = nanosleep(&long_time, NULL); break;
+		default: // busy
+			for (volatile int i = 0; i < 20000; i++)
+				;
+			continue;
+		}
+		// It may have come between the reading of the count and the call.
+		if (r != -1 || errno != EINTR || (next_value == before && (*how == 's' || *how == 'e'))) {
+			printf("wrong: returned %d %s, signals %d and %d\n", r, strerrorname_np(errno), before, next_value);
+			return 1;
+		}
+	}
+}
+
+static void *exec_again(void *n)
+{
+	char left[16];
+	usleep(rand() % 3000);
+	sprintf(left, "%d", *(int *)n - 1);
+	execl("/proc/self/exe", "victim", "exec", left, NULL);
+	die("exec");
+}
+static int exec_by_thread(int n)
+{
+	srand(getpid() + n);
+	if (n == 0) {
+		printf("right\n");
+		return 0;
+	}
+	pthread_t t;
+	pthread_create(&t, NULL, exec_again, &n);
+	for (;;)
+		sleep(9);
+}
+
+// turn loads a pattern into registers, lets time pass, and looks whether it is there.
+static int turn(uint64_t seed, int asleep)
+{
+	uint64_t in[4] = {seed, ~seed, seed * 3, seed ^ 0x5555}, out[16][4], r8, r9, r12, r13, flags;
+	uint64_t nr = asleep ? SYS_nanosleep : 0;
+	static struct timespec ms = {0, 3000000};
+	__asm__ volatile(
+		"vmovdqu (%[in]), %%ymm0\n vmovdqu (%[in]), %%ymm7\n vmovdqu (%[in]), %%ymm15\n"
+		"mov (%[in]), %%r8\n mov 8(%[in]), %%r9\n mov 16(%[in]), %%r12\n mov 24(%[in]), %%r13\n"
+		"stc\n"
+		"mov %[nr], %%rax\n test %%rax, %%rax\n jz 1f\n"
+		"mov %[ms], %%rdi\n xor %%esi, %%esi\n syscall\n stc\n jmp 3f\n"
+		"1: mov $200000, %%ecx\n stc\n"
+		"2: dec %%ecx\n jnz 2b\n"
+		"3: pushfq\n pop %[flags]\n"
+		"vmovdqu %%ymm0, (%[out])\n vmovdqu %%ymm7, 32(%[out])\n vmovdqu %%ymm15, 64(%[out])\n"
+		"mov %%r8, %[r8]\n mov %%r9, %[r9]\n mov %%r12, %[r12]\n mov %%r13, %[r13]\n"
+		: [r8] "=m"(r8), [r9] "=m"(r9), [r12] "=m"(r12), [r13] "=m"(r13), [flags] "=&m"(flags)
+		: [in] "b"(in), [out] "d"(out), [nr] "m"(nr), [ms] "r"(&ms)
+		: "rax", "rcx", "rdi", "rsi", "r8", "r9", "r11", "r12", "r13", "memory", "cc", "xmm0", "xmm7", "xmm15");
+	for (int i = 0; i < 3; i++)
+		if (memcmp(out[i], in, sizeof in))
+			return 0;
+	return r8 == in[0] && r9 == in[1] && r12 == in[2] && r13 == in[3] && (flags & 1);
+}
+static int state(const char *file)
+{
+	uint64_t n = 0, seed = 88172645463325252ULL;
+	ready();
+	for (;; n++) {
+		seed ^= seed << 13; seed ^= seed >> 7; seed ^= seed << 17;
+		if (!turn(seed, n % 2)) {
+			printf("wrong %lu\n", n);
+			return 1;
+		}
+		if (n % 16 == 0 && access(file, F_OK) == 0)
+			break;
+	}
+	printf("right %lu\n", n);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 3)
@@ -557,6 +691,12 @@ int main(int argc, char **argv)
 	word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (!strcmp(argv[1], "call"))
 		return make_call(argv[2]);
+	if (!strcmp(argv[1], "signals") && argc > 3)
+		return signals(argv[2], atoi(argv[3]));
+	if (!strcmp(argv[1], "exec"))
+		return exec_by_thread(atoi(argv[2]));
+	if (!strcmp(argv[1], "state"))
+		return state(argv[2]);
 	for (size_t i = 0; i < sizeof beings / sizeof *beings; i++)
 		if (!strcmp(beings[i].name, argv[2])) {
 			ready();
