@@ -5,6 +5,8 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +21,9 @@ const (
 	helperName    = "kzr-reap"
 	rehearsalName = "kzr-reap-rehearsal"
 	channel       = 3 // the descriptor of the socket
+	// No preemption by signals, which would come to the thread that traces, and no
+	// file of cgroups held open.
+	environment = "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0"
 )
 
 const (
@@ -236,7 +241,9 @@ func confine() error {
 		return err // it is no socket: nobody of kzr started this
 	}
 	unix.CloseOnExec(channel)
-	_ = unix.CloseRange(channel+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	if err := closeOthers(); err != nil {
+		return err
+	}
 	_ = os.WriteFile("/proc/self/comm", []byte(helperName), 0)
 	_ = os.Chdir("/")
 	// No core: it could hold what was read of other processes.
@@ -250,6 +257,25 @@ func confine() error {
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &files)
 	}
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+}
+
+// closeOthers closes what kzr was started with and passed on by mistake. The runtime's
+// own are of no file.
+func closeOthers() error {
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= channel {
+			continue
+		}
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(to, "anon_inode:") {
+			unix.Close(fd)
+		}
+	}
+	return nil
 }
 
 func (s *server) send(msg any) { _, _ = unix.Write(s.fd, encode(msg)) }
@@ -409,13 +435,9 @@ func startRehearsal() (*rehearsal, error) {
 		return nil, err
 	}
 	defer unix.Close(pair[1])
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		null = 0
-	}
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{rehearsalName}, &syscall.ProcAttr{
-		Env:   []string{"GODEBUG=asyncpreemptoff=1"},
-		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(pair[1])},
+		Env:   []string{environment},
+		Files: []uintptr{0, 1, 2, uintptr(pair[1])},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {

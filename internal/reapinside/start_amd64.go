@@ -94,8 +94,7 @@ func fork(socket int) (pid int, err error) {
 	defer unix.Close(null)
 	return syscall.ForkExec(executable, []string{helperName}, &syscall.ProcAttr{
 		Dir: "/",
-		// No preemption by signals, which would come to the thread that traces.
-		Env:   []string{"GODEBUG=asyncpreemptoff=1"},
+		Env:   []string{environment},
 		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(socket)},
 		Sys:   sys,
 	})

@@ -172,7 +172,7 @@ uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s; server { listen unix:%[1]s/http
 		return []string{"nginx", "-c", dir + "/conf", "-e", dir + "/log"}
 	}, drives: func(t *testing.T, s *subject, dir string, until time.Time) (int, int) {
 		// nginx makes a worker anew when it has waited for one that died.
-		return driveHTTP(t, s, dir, until, func() bool { return s.killWorker("nginx") })
+		return driveHTTP(t, s, dir, until, func() bool { return s.killWorker() })
 	}},
 	{name: "haproxy", argv: func(t *testing.T, stop string) []string {
 		dir := filepath.Dir(stop)
@@ -188,6 +188,21 @@ uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s; server { listen unix:%[1]s/http
 	}},
 }
 
+// begun says whether it has made a child of its own.
+func (s *subject) begun() bool {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.id.PID))
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		for field := range strings.FieldsSeq(string(b)) {
+			comm, err := os.ReadFile("/proc/" + field + "/comm")
+			if err == nil && string(comm) != "orphan\n" && string(comm) != "spawner\n" && string(comm) != "victim\n" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // begin starts an owner as pid 1 of a pid namespace, with orphans that pour in.
 func (o *owner) begin(t *testing.T, every time.Duration) (s *subject, finish func(until time.Time) (own, wrong int)) {
 	t.Helper()
@@ -200,6 +215,9 @@ func (o *owner) begin(t *testing.T, every time.Duration) (s *subject, finish fun
 	}
 	stop := dir + "/stop"
 	s = launch(t, true, 20, every, o.argv(t, stop)...)
+	if o.drives == nil {
+		s.until(s.begun)
+	}
 	return s, func(until time.Time) (own, wrong int) {
 		if o.drives != nil {
 			return o.drives(t, s, dir, until)
@@ -358,7 +376,7 @@ func (s *subject) workers() (pids []int) {
 	return pids
 }
 
-func (s *subject) killWorker(string) bool {
+func (s *subject) killWorker() bool {
 	w := s.workers()
 	return len(w) > 0 && unix.Kill(w[0], unix.SIGKILL) == nil
 }
