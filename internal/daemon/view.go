@@ -521,7 +521,11 @@ func (d *Daemon) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	d.eye.mu.Lock()
 	c := d.eye.config
 	d.eye.mu.Unlock()
-	advice.Complete(&out, advice.Settings{Nudge: c.Nudge, TermTimeout: c.TermTimeout, DryRun: c.DryRun, Observe: d.opts.Observe})
+	out.Ladder = advice.Steps(policy.Ladder(&f.proc.Facts, policy.Means{
+		Nudge: c.Nudge, TermTimeout: c.TermTimeout, Reap: c.Reap, Reapable: out.Reapable, Adopted: out.Adopted,
+		Refusal: "not available",
+	}))
+	advice.Complete(&out, advice.Settings{DryRun: c.DryRun, Observe: d.opts.Observe})
 	return out, nil
 }
 
