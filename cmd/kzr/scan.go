@@ -16,6 +16,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
 	"kzr/internal/policy"
 	"kzr/internal/report"
 	"kzr/internal/task"
@@ -130,12 +131,13 @@ func (n *node) document(ctx context.Context, c config.Config) (report.Document, 
 		return report.Document{}, err
 	}
 	o.Observe = true
-	o.Name = askNames(ctx, c)
+	o.Observer.Name = askNames(ctx, c)
 	o.Report = func(report.Event) {}
 	o.Logger = slog.New(slog.DiscardHandler)
 	d, err := daemon.New(ctx, o)
 	if err != nil {
 		return report.Document{}, err
 	}
-	return d.Document(ctx)
+	view := nodeview.View{Daemon: d, Proc: n.proc, Name: o.Observer.Name, Observe: true}
+	return view.Document(ctx)
 }

@@ -17,6 +17,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
 	"kzr/internal/report"
 	"kzr/internal/task"
 	"kzr/internal/top"
@@ -48,6 +49,7 @@ func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
 // watcher is a daemon of one's own that only looks. It implements [top.Source].
 type watcher struct {
 	daemon  *daemon.Daemon
+	view    nodeview.View
 	node    *node
 	since   time.Time
 	events  chan report.Event
@@ -109,7 +111,7 @@ func newWatcher(ctx context.Context, c config.Config, once bool, names func(*wat
 		return nil, err
 	}
 	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog), stop: func() {}}
-	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names(w)
+	o.Observe, o.Report, o.Watched, o.Observer.Name = true, w.report, w.watched.Load, names(w)
 	o.Logger = slog.New(slog.DiscardHandler) // what fails is shown
 	if n.probe != nil {
 		// Whoever looks once a second needs no hints.
@@ -123,6 +125,7 @@ func newWatcher(ctx context.Context, c config.Config, once bool, names func(*wat
 		n.close()
 		return nil, err
 	}
+	w.view = nodeview.View{Daemon: w.daemon, Proc: n.proc, Name: o.Observer.Name, Observe: true}
 	return w, nil
 }
 
@@ -146,7 +149,7 @@ func (w *watcher) report(e report.Event) {
 
 // Status implements [top.Source].
 func (w *watcher) Status(context.Context) (report.Status, error) {
-	st := w.daemon.Status()
+	st := w.view.Status()
 	st.Since = w.since
 	w.node.complete(&st)
 	return st, nil
@@ -154,12 +157,12 @@ func (w *watcher) Status(context.Context) (report.Status, error) {
 
 // Parents implements [top.Source].
 func (w *watcher) Parents(ctx context.Context) (report.Document, error) {
-	return w.daemon.Document(ctx)
+	return w.view.Document(ctx)
 }
 
 // Parent implements [top.Source].
 func (w *watcher) Parent(ctx context.Context, pid int) (report.Detail, error) {
-	return w.daemon.Parent(ctx, pid)
+	return w.view.Parent(ctx, pid)
 }
 
 // Events implements [top.Source] for one reader.

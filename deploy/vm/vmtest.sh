@@ -47,6 +47,7 @@ kernel_tests() {
 	local skip=
 	[ "$1" = amd64 ] || skip=-test.skip=Scenario31Suspend
 	cat <<-END
+		confine
 		probe -test.short
 		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotsAreForgotten|TestSnapshotInAStorm|TestVeryManyChildrenNeedAWalk
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more
@@ -68,6 +69,7 @@ build_tests() {
 	mkdir -p "$dir/vm/tests"
 	cp deploy/vm/tests.sh "$dir/vm/init"
 	go build -trimpath -buildvcs=false -o "$dir/vm/kzr" ./cmd/kzr
+	go build -trimpath -buildvcs=false -o "$dir/vm/confined" ./internal/confine/testdata/daemon
 	case $GOARCH in
 	amd64) build_zoo "$dir/vm/zoo" ;;
 	arm64) build_zoo "$dir/vm/zoo" aarch64-linux-gnu-gcc ;;

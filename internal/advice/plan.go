@@ -76,9 +76,9 @@ func rule(d *report.Detail) string {
 		by = "Rule " + d.Rule
 	}
 	switch d.Pressure {
-	case "workload":
+	case string(policy.WorkloadPressure):
 		return "A pid limit of its workload is almost reached: now any number of zombies counts that are dead for 1s, and the workload's largest parents come first."
-	case "node":
+	case string(policy.NodePressure):
 		return "The node is almost out of pids: now any number of zombies counts that are dead for 1s, and the largest workloads come first."
 	}
 	return fmt.Sprintf("%s: at least %s, each for at least %s.", by, plural(d.Threshold, "zombie", "zombies"), seconds(d.Grace))

@@ -14,8 +14,8 @@ const (
 	Frozen          Reason = "frozen"
 	Dying           Reason = "dying"
 	Uninterruptible Reason = "uninterruptible"
-	Waiting         Reason = "waiting" // for one particular child that lives
-	Foreign         Reason = "foreign" // zombies put on it by a process that may not signal it
+	Waiting         Reason = "waiting"
+	Foreign         Reason = "foreign"
 	IdentityChanged Reason = "identity_changed"
 	Recovered       Reason = "recovered"
 	RateLimited     Reason = "rate_limited"

@@ -312,6 +312,10 @@ func (e *Event) record() slog.Record {
 		add("limits_overridden", slog.BoolValue(true))
 	}
 	text("by", e.By)
+	if e.Reaped > 0 {
+		add("reaped", slog.IntValue(e.Reaped))
+		add("stoppedSeconds", slog.Float64Value(Seconds(e.Stopped)))
+	}
 	text("reason", e.Reason)
 	if !e.Until.IsZero() {
 		add("until", slog.TimeValue(e.Until))

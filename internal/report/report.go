@@ -48,11 +48,15 @@ type Event struct {
 	Oldest   time.Duration // age of the oldest reapable one
 	Rule     string        // name of the rule that matched, "" for none
 
-	Signal string    // SIGCHLD, SIGTERM or SIGKILL
-	DryRun bool      // shown with every `signal`
-	By     string    // of `reaped`: ByParent or ByKzr
-	Reason string    // of `spared`, one of policy's reasons
-	Until  time.Time // of `spared`: when that ends, zero if nobody knows
+	Signal string // SIGCHLD, SIGTERM or SIGKILL
+	DryRun bool   // shown with every `signal`
+	By     string // of `reaped`: ByParent or ByKzr
+	// Reaped, of `reaped` by kzr, is how many, and Stopped how long the parent stood still
+	// at a stretch, at most.
+	Reaped  int
+	Stopped time.Duration
+	Reason  string    // of `spared`, one of policy's reasons
+	Until   time.Time // of `spared`: when that ends, zero if nobody knows
 	// LimitsOverridden says that the limits forbade this `signal` and that the node's
 	// need came first.
 	LimitsOverridden bool
