@@ -41,10 +41,19 @@ type Means struct {
 // it meets it. What the log tells and what explain foretells both come from here.
 func Ladder(f *task.Facts, m Means) []Step {
 	steps := []Step{{Do: Nudge, Wait: m.Nudge}, {Do: Reap}, {Do: Terminate, Wait: m.TermTimeout}, {Do: Kill}}
-	if m.Nudge == 0 && !m.Pressure {
-		steps[0].Skipped = "nudge is 0"
+	halted := ""
+	if Halted(f) {
+		halted = "it is " + string(Deferred(f, Circumstances{})) + " and runs no code"
 	}
 	switch {
+	case m.Nudge <= 0 && !m.Pressure:
+		steps[0].Skipped = "nudge is 0"
+	default:
+		steps[0].Skipped = halted
+	}
+	switch {
+	case halted != "":
+		steps[1].Skipped = halted
 	case m.Reap != config.ReapAdopted && m.Reap != config.ReapAll:
 		steps[1].Skipped = "reap is off"
 	case m.Refusal != "":
@@ -53,12 +62,26 @@ func Ladder(f *task.Facts, m Means) []Step {
 		steps[1].Skipped = "none of its zombies is known to be adopted"
 	}
 	switch {
-	case m.TermTimeout == 0:
+	case m.TermTimeout <= 0:
 		steps[2].Skipped = "termTimeout is 0"
 	case DeafToTerm(f):
 		steps[2].Skipped = "the kernel drops it: it is pid 1 of a pid namespace and has no handler for it"
+	case halted != "":
+		steps[2].Skipped = halted
+	case f.State == 'D':
+		steps[2].Skipped = "it is in uninterruptible sleep"
 	}
 	return steps
+}
+
+// Halted says whether a process runs no handler of a signal, for as long as somebody
+// else likes.
+func Halted(f *task.Facts) bool {
+	switch Deferred(f, Circumstances{}) {
+	case Traced, Stopped, Frozen:
+		return true
+	}
+	return false
 }
 
 // DeafToTerm says whether the kernel would drop a SIGTERM: it protects the init of a
