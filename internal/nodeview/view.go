@@ -250,7 +250,14 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 		out.ReapInside = &report.ReapInside{Possible: refusal == "", Refusal: refusal, Times: v.Daemon.ReapedInside(id)}
 	}
 	c := o.Config()
-	advice.Complete(&out, advice.Settings{Nudge: c.Nudge, TermTimeout: c.TermTimeout, DryRun: c.DryRun, Observe: v.Observe})
+	means := o.Means(&a)
+	if out.ReapInside != nil {
+		means.Refusal = out.ReapInside.Refusal
+	} else {
+		means.Refusal = "not available"
+	}
+	out.Ladder, out.Pressure = advice.Steps(policy.Ladder(&proc.Facts, means)), string(a.Pressure)
+	advice.Complete(&out, advice.Settings{DryRun: c.DryRun, Observe: v.Observe})
 	return out, nil
 }
 

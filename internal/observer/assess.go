@@ -275,20 +275,29 @@ func (o *Observer) Look(ctx context.Context, id task.ID) (reaper.Look, error) {
 	if err != nil {
 		return reaper.Look{}, err
 	}
-	c := o.Config()
+	means := o.Means(&a)
 	look := reaper.Look{
 		Process: a.Process, Met: a.Met, Threshold: a.Rule.Threshold, Grace: a.Rule.Grace,
 		Zombies: a.Zombies, Reapable: a.Reapable, Adopted: a.Adopted, Oldest: a.Oldest,
 		Rule: a.Rule.Name, Old: a.old(), Pressure: a.Pressure,
-		Nudge: c.Nudge, TermTimeout: o.termTimeout(&a), Reap: cmp.Or(a.Rule.Reap, config.ReapOff),
+		Nudge: means.Nudge, TermTimeout: means.TermTimeout, Reap: means.Reap,
 	}
 	if a.Met {
 		look.Reason, look.Deferred = a.Reason, Detail(&a)
 	}
-	if a.Pressure != policy.NoPressure {
-		look.Nudge = 0
-	}
 	return look, nil
+}
+
+// Means are what the steps of a parent's ladder depend on, as far as the observer knows.
+func (o *Observer) Means(a *Assessment) policy.Means {
+	m := policy.Means{
+		Nudge: o.Config().Nudge, TermTimeout: o.termTimeout(a), Pressure: a.Pressure != policy.NoPressure,
+		Reap: cmp.Or(a.Rule.Reap, config.ReapOff), Reapable: a.Reapable, Adopted: a.Adopted,
+	}
+	if m.Pressure {
+		m.Nudge = 0
+	}
+	return m
 }
 
 // pressureTermTimeout is the wait after SIGTERM when pids run out.

@@ -129,10 +129,23 @@ type Detail struct {
 	RuleUnsure bool    `json:"ruleUnsure"`
 	Threshold  int     `json:"threshold"`
 	Grace      float64 `json:"graceSeconds"`
+	// Pressure is workload or node if one of its pid limits is nearly reached and its
+	// zombies are a reason, else "".
+	Pressure string `json:"pressure"`
+	// Ladder is what happens to it when it meets its rule, one step after the other;
+	// never null.
+	Ladder []Step `json:"ladder"`
 	// Plan says what kzr does about it and when, in sentences; never null.
 	Plan []string `json:"plan"`
 	// Advice is for its owner, in sentences; never null.
 	Advice []string `json:"advice"`
+}
+
+// Step is one step of the ladder.
+type Step struct {
+	Step    string  `json:"step"`        // SIGCHLD, reap, SIGTERM or SIGKILL
+	Wait    float64 `json:"waitSeconds"` // for its effect
+	Skipped string  `json:"skipped"`     // why it is left out, "" if it is done
 }
 
 // Blocker is a process that a dying container init has to wait for.
@@ -234,6 +247,7 @@ func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 		Ancestors:     []Relative{},
 		Children:      []Relative{},
 		Sample:        []ZombieChild{},
+		Ladder:        []Step{},
 		Plan:          []string{},
 		Advice:        []string{},
 	}

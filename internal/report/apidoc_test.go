@@ -16,7 +16,7 @@ func TestAPIDocumentation(t *testing.T) {
 	}
 	doc := string(b)
 	for _, v := range []any{Document{}, Parent{}, Status{}, Detail{}, Signals{}, PidsLimit{}, Relative{}, ZombieChild{}, StreamEvent{},
-		Workload{}, Blocker{}, Origin{}, LimitUsed{}, ReapInside{}, KillTakes{}} {
+		Workload{}, Blocker{}, Origin{}, LimitUsed{}, ReapInside{}, KillTakes{}, Step{}} {
 		for f := range reflect.TypeOf(v).Fields() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if name != "" && name != "-" && !strings.Contains(doc, "`"+name+"`") && !strings.Contains(doc, `"`+name+`":`) &&
