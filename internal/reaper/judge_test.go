@@ -29,6 +29,7 @@ type procJudge struct {
 	pressure    policy.Pressure // said of everybody
 	adopted     bool            // all zombies are
 	reap        config.Reap
+	times       int           // how many zombies it seems to have for each that it has; 0 is one
 	after       func(task.ID) // called when a look has been taken
 	first       map[task.Zombie]time.Duration
 	looks       map[task.ID]int
@@ -78,7 +79,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 		Pressure: j.pressure, Nudge: j.nudge, TermTimeout: j.term, Reap: j.reap,
 	}
 	if children := snap.Parents[id]; children != nil {
-		look.Zombies, look.Reapable = children.Total(), len(children.Reapable)
+		look.Zombies, look.Reapable = max(1, j.times)*children.Total(), len(children.Reapable)
 		if j.adopted {
 			look.Adopted = look.Reapable
 		}

@@ -63,7 +63,6 @@ type ladder struct {
 	nudges     int           // SIGCHLDs really sent
 	toldNudges int
 	inside     Insided       // what was reaped inside it
-	insided    bool          // less than a grace ago
 	before     Look          // the look before what was done last
 	lethal     unix.Signal   // the last signal really sent that is meant to end it
 	struck     time.Time     // when the first such was sent
@@ -163,8 +162,11 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 				l.sure = true
 				return nil
 			}
-			waited = false
-			out = l.wait(ctx, l.pause)
+			pause := l.pause
+			if l.seen.Pressure != policy.NoPressure {
+				pause = min(pause, max(l.seen.Nudge, l.seen.TermTimeout))
+			}
+			waited, out = l.waitPoked(ctx, pause)
 		case !transient(reason):
 			return l.dropped(reason)
 		case reason == policy.Dying && !l.struck.IsZero() && time.Since(l.struck) >= l.r.timing.dying:

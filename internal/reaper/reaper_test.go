@@ -262,7 +262,7 @@ func TestOutcomes(t *testing.T) {
 			want: Reaped, story: []string{chld, "reaped"}, alive: true,
 		}, {
 			// Children that do not send SIGCHLD pile up faster than it reaps.
-			name: "reaps one per SIGCHLD and leaks more", script: "leak=100 chld=reap,n=1 storm=0,rate=200,sig=0 serve",
+			name: "reaps one per SIGCHLD and leaks more", script: "leak=100 chld=reap,n=1 storm=0,rate=1000,sig=0 serve",
 			want: Terminated, story: []string{chld, term, "terminated"},
 		}, {
 			name: "scenario 6, dies of SIGTERM", script: "leak=5 serve",
@@ -547,9 +547,9 @@ func TestLookAtAnother(t *testing.T) {
 	}
 }
 
-// Scenario 9: put off, said once, and acted on when that ends, with the wait
+// Scenario 9: deferred, said once, and acted on when that ends, with the wait
 // after the last signal begun anew.
-func TestPutOff(t *testing.T) {
+func TestDeferred(t *testing.T) {
 	for _, tc := range []struct {
 		reason        policy.Reason
 		begin, finish func(z *zoo.Zoo)
@@ -874,7 +874,7 @@ func TestPressedComesFirst(t *testing.T) {
 			if !early {
 				r.Hurry(id)
 			}
-			r.wantStory(culprit.PID, "spared rate_limited")
+			r.event(culprit.PID, "spared rate_limited")
 			set.Limits.KillsPerMinute = 2
 			r.Set(set)
 			culprit.WaitDead(soon)
@@ -920,22 +920,25 @@ func TestNoDescriptorForAPidfd(t *testing.T) {
 }
 
 // In one workload the second victim has its turn when the first is gone, and is
-// looked at again then; and no more die than allowed.
+// looked at again then; what comes after those that lived side by side is refused.
 func TestPerWorkloadOneByOne(t *testing.T) {
 	set := plenty
-	set.Limits.PerWorkload.Kills = 2
+	set.Limits.PerWorkload.Kills = 1
 	r := newRig(t, newJudge(t), set)
 	var pids []int
+	var ids []task.ID
 	for range 3 {
-		z := zoo.Start(t, "leak=5 term=ignore serve")
-		pids = append(pids, z.PID)
-		r.Act(idOf(t, z.Proc), Who{Workload: "pod"})
+		id := idOf(t, zoo.Start(t, "leak=5 term=ignore serve").Proc)
+		ids, pids = append(ids, id), append(pids, id.PID)
+	}
+	for _, id := range ids {
+		r.Act(id, Who{Workload: "pod"})
 	}
 	other := zoo.Start(t, "leak=5 term=ignore serve")
 	r.Act(idOf(t, other.Proc), Who{Workload: "other"})
 	for _, pid := range pids {
 		zoo.Within(t, soon, "an end", func() bool {
-			return slices.ContainsFunc(r.story(pid), func(l string) bool { return l == "terminated" || l == "spared backoff" })
+			return slices.Contains(r.story(pid), "terminated")
 		})
 	}
 	other.WaitDead(soon)
@@ -955,29 +958,34 @@ func TestPerWorkloadOneByOne(t *testing.T) {
 			dead++
 		}
 	}
-	if dead != 2 {
-		t.Errorf("%d of the workload died, want 2", dead)
+	if dead != 3 {
+		t.Errorf("%d of the workload died, want 3", dead)
 	}
 
-	// Reported only, from here on: not even SIGCHLD.
-	late := zoo.Start(t, "leak=5 chld=count serve")
+	// From here on there is nothing but SIGCHLD.
+	late := zoo.Start(t, "leak=5 chld=count term=count serve")
 	id := idOf(t, late.Proc)
 	r.Act(id, Who{Workload: "pod"})
 	out := r.outcome(id)
 	if out.Result != Spared || out.Reason != policy.Backoff || time.Until(out.Until) < 59*time.Minute {
 		t.Errorf("outcome %+v", out)
 	}
-	r.wantStory(late.PID, "spared backoff")
-	if c := late.Count(); c.CHLD != 0 {
-		t.Errorf("it got signals: %+v", c)
+	r.wantStory(late.PID, "signal SIGCHLD", "spared backoff")
+	e := r.event(late.PID, "spared backoff")
+	if !e.Until.Equal(out.Until) || !strings.HasPrefix(e.Message, "limits.perWorkload (1 in 1h) used up since ") ||
+		!strings.HasSuffix(e.Message, "; next kill at "+out.Until.Format(time.TimeOnly)) {
+		t.Errorf("event %+v", e)
+	}
+	if c := late.Count(); c.CHLD != 1 || c.TERM != 0 {
+		t.Errorf("signals: %+v", c)
 	}
 }
 
 // One that stops when it is asked to end holds up no other of its workload, and
-// is ended all the same when it goes on. Its kill counts, and counts once.
-func TestPutOffHoldsUpNobody(t *testing.T) {
+// is ended all the same when it goes on. They lived side by side, and count as one.
+func TestDeferredHoldsUpNobody(t *testing.T) {
 	set := plenty
-	set.Limits.PerWorkload.Kills = 2
+	set.Limits.PerWorkload.Kills = 1
 	r := newRig(t, newJudge(t), set)
 	first := zoo.Start(t, "leak=5 term=count serve")
 	second := zoo.Start(t, "leak=5 term=ignore serve")
@@ -1007,7 +1015,7 @@ func TestPutOffHoldsUpNobody(t *testing.T) {
 	id = idOf(t, third.Proc)
 	r.Act(id, Who{Workload: "pod"})
 	if out := r.outcome(id); out.Reason != policy.Backoff {
-		t.Errorf("a third kill, of two: %+v", out)
+		t.Errorf("a second kill, of one: %+v", out)
 	}
 }
 

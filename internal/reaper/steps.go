@@ -104,8 +104,27 @@ func (l *ladder) effect(ctx context.Context, old int, youngest time.Duration) (f
 // moment and lives on; at most once per grace, as each time may start a timeout of
 // its own over. Where it cannot be done, the reason goes with what is said next.
 func (l *ladder) reapInside(ctx context.Context) *Outcome {
-	if out := l.mayReapInside(ctx); out != nil || !l.wantsInside() {
-		return out
+	for {
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+		if !l.wantsInside() {
+			return nil
+		}
+		var last record
+		l.remember(func(r *record) { last = *r })
+		left := l.seen.Grace - time.Since(last.inside)
+		if left <= 0 {
+			break
+		}
+		// Where it has helped it is worth waiting for, but not under pressure: there it
+		// has not kept pace.
+		if !last.helped || l.seen.Pressure != policy.NoPressure {
+			return nil
+		}
+		if out := l.waitReleasingSlot(ctx, left); out != nil {
+			return out
+		}
 	}
 	if l.dryRun = l.dryRun || l.r.isDryRun(); l.dryRun {
 		n := l.seen.Adopted
@@ -177,34 +196,10 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 	return out
 }
 
-// mayReapInside verifies the parent, and waits until it may be reaped inside again.
-// Under pressure it does not wait: reaping inside has not kept pace.
-func (l *ladder) mayReapInside(ctx context.Context) *Outcome {
-	for {
-		if out := l.verify(ctx); out != nil {
-			return out
-		}
-		var left time.Duration
-		var helped bool
-		l.remember(func(r *record) {
-			if !r.inside.IsZero() {
-				left, helped = l.seen.Grace-time.Since(r.inside), r.helped
-			}
-		})
-		l.insided = left > 0
-		if !l.insided || !helped || l.seen.Pressure != policy.NoPressure {
-			return nil
-		}
-		if out := l.waitReleasingSlot(ctx, left); out != nil {
-			return out
-		}
-	}
-}
-
 // wantsInside says whether there is something to reap inside the parent, and
 // somebody who can.
 func (l *ladder) wantsInside() bool {
-	return l.r.Inside != nil && !l.insided && !policy.Halted(&l.seen.Process.Facts) &&
+	return l.r.Inside != nil && !policy.Halted(&l.seen.Process.Facts) &&
 		(l.seen.Reap == config.ReapAll || l.seen.Reap != config.ReapOff && l.seen.Adopted > 0)
 }
 
