@@ -42,7 +42,8 @@ const reserved = 6
 // are made at the start, so that a full process table does not stop it.
 type Scanner struct {
 	// Least is how many zombies a parent has to have for a snapshot of the node to ask
-	// who traces them. It may be set before the first snapshot.
+	// who traces them, where that costs more than usual. It may be set before the first
+	// snapshot.
 	Least int
 
 	path    string
@@ -54,7 +55,7 @@ type Scanner struct {
 	cgroups hierarchies
 
 	pidfs     bool          // a process's pidfds have an inode number of their own
-	countsFDs bool          // see seemsHeadless
+	countsFDs bool          // see look
 	ownPIDMax bool          // pid_max is that of kzr's pid namespace alone
 	usual     time.Duration // see measureUsual
 
@@ -123,10 +124,10 @@ func (s *Scanner) open() error {
 	if err := s.findFeatures(); err != nil {
 		return err
 	}
+	s.measureUsual()
 	for range workerCount() {
 		s.workers = append(s.workers, s.newWorker())
 	}
-	s.measureUsual()
 	s.fillReserve()
 	s.pool = readers.New(poolThreads, threadsPerTenant)
 	return nil
