@@ -50,7 +50,7 @@ type Scanner struct {
 	cgroups hierarchies
 
 	pidfs     bool          // a process's pidfds have an inode number of their own
-	countsFDs bool          // see seemsHeadless
+	countsFDs bool          // see look
 	pidns     uint64        // kzr's own pid namespace
 	ownPIDMax bool          // pid_max is that of that namespace alone
 	usual     time.Duration // see measureUsual
@@ -120,10 +120,10 @@ func (s *Scanner) open() error {
 	if err := s.findFeatures(); err != nil {
 		return err
 	}
+	s.measureUsual()
 	for range workerCount() {
 		s.workers = append(s.workers, s.newWorker())
 	}
-	s.measureUsual()
 	s.fillReserve()
 	s.pool = readers.New(poolThreads, threadsPerTenant)
 	return nil
