@@ -27,7 +27,7 @@ type call struct {
 	name string
 	// except says with which arguments it cannot be; nil is with none.
 	except func(args *[6]uint64) bool
-	// anew is nil where the kernel keeps the deadline of its own accord.
+	// anew is nil where there is no timeout or the kernel keeps its deadline.
 	anew span
 }
 

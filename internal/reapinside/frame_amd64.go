@@ -185,8 +185,12 @@ func (w *worker) layWayBack(t *tracee, at *ways, back *registers) (sp uint64, re
 		}
 	}
 	image, err := t.xstate(w.xsave[:len(w.xsave)-8])
-	if err != nil {
+	switch err {
+	case nil:
+	case unix.ESRCH:
 		return 0, Vanished
+	default: // a processor without XSAVE
+		return 0, NoWayBack
 	}
 	le := binary.LittleEndian
 	size, features := userState(image)

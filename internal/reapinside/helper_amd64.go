@@ -1,6 +1,7 @@
 package reapinside
 
 import (
+	"bytes"
 	"os"
 	"os/signal"
 	"runtime"
@@ -186,6 +187,7 @@ func serve() int {
 		go w.run()
 	}
 	settle()
+	dropProgram()
 	if err := filter(); err != nil {
 		s.hello(Forbidden, err)
 		return 2
@@ -276,6 +278,26 @@ func closeOthers() error {
 		}
 	}
 	return nil
+}
+
+// dropProgram gives back what of kzr's program its start has touched. What is needed
+// comes back in the rehearsal, from the page cache.
+func dropProgram() {
+	maps, err := os.ReadFile("/proc/self/maps")
+	exe, err2 := os.Readlink("/proc/self/exe")
+	if err != nil || err2 != nil {
+		return
+	}
+	for line := range bytes.Lines(maps) {
+		line = bytes.TrimSpace(line)
+		m, ok := parseMapping(line)
+		_, rest, _ := bytes.Cut(line, []byte(" "))
+		// Constants are written to when a program is loaded at an address of chance.
+		constants := m.high < 1<<31 && bytes.HasPrefix(rest, []byte("r--p"))
+		if ok && (m.executable || constants) && bytes.HasSuffix(line, []byte(" "+exe)) {
+			_, _, _ = syscall.Syscall(unix.SYS_MADVISE, uintptr(m.low), uintptr(m.high-m.low), unix.MADV_DONTNEED)
+		}
+	}
 }
 
 func (s *server) send(msg any) { _, _ = unix.Write(s.fd, encode(msg)) }

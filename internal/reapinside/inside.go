@@ -207,19 +207,19 @@ func (h *Helper) Reap(ctx context.Context, pidfd int, r Request) (Result, error)
 	if r.Patience == 0 {
 		r.Patience = patience
 	}
-	deadline := time.Now().Add(r.Patience)
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	// What is under way with the helper is not cut short by that: it is bounded anyway.
+	waiting, cancel := context.WithTimeout(ctx, r.Patience)
 	defer cancel()
 	var res Result
 	left := append([]task.Zombie(nil), r.Zombies...)
 	retry := retryFirst
 	for len(left) > 0 {
 		batch := left[:min(len(left), maxBatch)]
-		out, err := h.batch(ctx, pidfd, &r, batch)
+		out, err := h.batch(ctx, waiting, pidfd, &r, batch)
+		if err != nil && ctx.Err() == nil && waiting.Err() != nil {
+			break // the time is up
+		}
 		if err != nil {
-			if ctx.Err() != nil && res.Refusal != None {
-				break // it was refused until the time was up
-			}
 			res.Left = len(left)
 			return res, err
 		}
@@ -258,25 +258,29 @@ func (h *Helper) Reap(ctx context.Context, pidfd int, r Request) (Result, error)
 			retry = retryFirst
 		}
 		res.Reason = out.Refusal.about(out.Detail)
-		if wait > 0 && !sleep(ctx, wait) {
+		if waiting.Err() != nil || wait > 0 && !sleep(waiting, wait) {
 			break
 		}
 	}
 	res.Left = len(left)
-	if res.Left == 0 || res.Refusal == None {
-		res.Refusal, res.Reason = None, ""
+	if res.Left == 0 {
+		res.Refusal = None
+	}
+	if res.Refusal == None {
+		res.Reason = ""
 	}
 	return res, nil
 }
 
-// batch is one exchange of the two steps.
-func (h *Helper) batch(ctx context.Context, pidfd int, r *Request, zombies []task.Zombie) (answerMsg, error) {
+// batch is one exchange of the two steps. For its turn it waits as long as waiting
+// does.
+func (h *Helper) batch(ctx, waiting context.Context, pidfd int, r *Request, zombies []task.Zombie) (answerMsg, error) {
 	select {
 	case <-h.turn:
 	case <-h.over:
 		return answerMsg{}, &Error{Refusal: HelperGone}
-	case <-ctx.Done():
-		return answerMsg{}, ctx.Err()
+	case <-waiting.Done():
+		return answerMsg{}, waiting.Err()
 	}
 	defer func() { h.turn <- struct{}{} }()
 	m := prepareMsg{PID: int64(r.Parent.PID), Start: r.Parent.Start, N: uint64(len(zombies))}
@@ -291,7 +295,7 @@ func (h *Helper) batch(ctx context.Context, pidfd int, r *Request, zombies []tas
 	if r.Stance == nil {
 		return answerMsg{Refusal: NoStance}, nil
 	}
-	st, err := r.Stance(ctx)
+	st, err := r.Stance(waiting)
 	switch {
 	case errors.Is(err, task.ErrGone):
 		return answerMsg{Refusal: Gone}, nil

@@ -1,3 +1,5 @@
+//go:build amd64
+
 package reapinside
 
 import (
@@ -77,6 +79,7 @@ func TestBlockingCalls(t *testing.T) {
 		{name: "sigtimedwait", want: "-1 EAGAIN", timeout: blocked},
 		{name: "sigwaitinfo", want: "10 -"},
 		{name: "semop", want: "0 -"},
+		{name: "semop_call", want: "0 -"},
 		{name: "semtimedop", want: "-1 EAGAIN", timeout: blocked},
 		{name: "msgrcv", want: "8 -"},
 		{name: "mq_receive", want: "1 -"},

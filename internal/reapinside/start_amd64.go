@@ -93,7 +93,7 @@ func fork(socket int) (pid int, err error) {
 	}
 	defer unix.Close(null)
 	return syscall.ForkExec(executable, []string{helperName}, &syscall.ProcAttr{
-		Dir: "/",
+		Dir:   "/",
 		Env:   []string{environment},
 		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(socket)},
 		Sys:   sys,

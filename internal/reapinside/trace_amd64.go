@@ -216,6 +216,14 @@ func (t *tracee) signalMask() (mask uint64, err error) {
 	return mask, err
 }
 
+func (t *tracee) timespec(addr uint64) time.Duration {
+	var ts unix.Timespec
+	if !peek(t.tid, addr, unsafe.Slice((*byte)(unsafe.Pointer(&ts)), unsafe.Sizeof(ts))) {
+		return maxTimeout
+	}
+	return span64(&ts)
+}
+
 // inSequence says whether it may be in a restartable sequence: the kernel would send
 // it to the sequence's abort handler, with our registers.
 func (t *tracee) inSequence() bool {
@@ -294,7 +302,7 @@ func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64
 		}
 		if before.result() == eINTR {
 			c, args := calls[before.call()], before.args()
-			if !interruptible(before.call(), args) || c.anew == nil {
+			if !interruptible(before.call(), args) {
 				return w.release(t, InCall), before.call()
 			}
 			// At once: should the helper end now, it goes on all the same.
@@ -302,13 +310,9 @@ func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64
 			if t.setRegisters(&before) != nil {
 				return w.release(t, Vanished), 0
 			}
-			out.Timeout = int64(c.anew(args, func(addr uint64) time.Duration {
-				var ts unix.Timespec
-				if !peek(t.tid, addr, unsafe.Slice((*byte)(unsafe.Pointer(&ts)), unsafe.Sizeof(ts))) {
-					return maxTimeout
-				}
-				return span64(&ts)
-			}))
+			if c.anew != nil {
+				out.Timeout = int64(c.anew(args, t.timespec))
+			}
 		}
 	} else if t.inSequence() {
 		return w.release(t, RestartableSequence), 0

@@ -336,6 +336,14 @@ static long c_semop(void)
 	ready();
 	return semop(sem, &down, 1);
 }
+static long c_semop_call(void)
+{
+	struct sembuf down = {0, -1, 0};
+	sem = must(semget(IPC_PRIVATE, 1, 0600), "semget");
+	later(struct sembuf up = {0, 1, 0}; semop(sem, &up, 1));
+	ready();
+	return syscall(SYS_semop, sem, &down, 1);
+}
 static long c_semtimedop(void)
 {
 	struct sembuf down = {0, -1, 0};
@@ -476,7 +484,7 @@ static const struct { const char *name; long (*f)(void); } calls[] = {
 	C(epoll_wait_timeout), C(epoll_wait), C(epoll_pwait_signal), C(epoll_pwait2_timeout), C(read_pipe), C(read_tty),
 	C(read_inotify), C(read_eventfd), C(read_signalfd), C(read_timerfd), C(recv), C(recvmsg), C(recv_timeout), C(recv_all),
 	C(accept), C(accept4), C(accept_timeout), C(connect_unix), C(connect_tcp), C(futex), C(futex_timeout), C(futex_abs),
-	C(futex_lock_pi), C(futex_waitv), C(pause), C(sigsuspend), C(sigtimedwait), C(sigwaitinfo), C(semop), C(semtimedop),
+	C(futex_lock_pi), C(futex_waitv), C(pause), C(sigsuspend), C(sigtimedwait), C(sigwaitinfo), C(semop), C(semop_call), C(semtimedop),
 	C(msgrcv), C(mq_receive), C(mq_timedreceive), C(flock), C(fcntl_lock), C(wait4), C(waitid), C(io_getevents),
 	C(io_uring_enter), C(io_uring_submit), C(write_pipe), C(send), C(sendfile), C(open_fifo), C(vfork), C(busy),
 };
