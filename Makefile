@@ -50,7 +50,7 @@ help: ## this list
 .PHONY: go
 go:
 	@deploy/dev/go.sh
-build test test-hostile test-runtimes test-arm64 soak fuzz reliability vmtest generate lint bench man package release $(lint) $(nfpm) $(cyclonedx): | go
+build test test-hostile test-runtimes test-arm64 soak fuzz reliability vmtest generate lint bench man package release tools $(lint) $(nfpm) $(cyclonedx): | go
 
 .PHONY: build
 build: ## bin/kzr, static
@@ -163,6 +163,9 @@ package-check: package ## that the packages hold what they should, can be made a
 .PHONY: release
 release: $(nfpm) $(cyclonedx) man ## dist/release of a tagged commit: packages, image, SBOM and checksums, made twice
 	NFPM=$(nfpm) CYCLONEDX=$(cyclonedx) VERSION='$(VERSION)' LDFLAGS="$(ldflags)" deploy/package/release.sh
+
+.PHONY: tools
+tools: $(lint) $(nfpm)
 
 # $(call tool,MODULE/COMMAND,VERSION) installs one of a version into .cache/bin.
 define tool

@@ -4,8 +4,7 @@
 #
 #	bare.sh [SUITE [COMMAND...]]
 #
-# SUITE is bookworm if not said; COMMAND starts `make run ARGS=--dry-run` and then all
-# of `make test`. The file system is kept in VM_CACHE, by default /var/cache/kzr-vm,
+# SUITE is bookworm if not said, COMMAND two-commands.sh. The file system is kept in VM_CACHE, by default /var/cache/kzr-vm,
 # for the next time; the tree, with what is not committed, is copied into a fresh one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -31,16 +30,7 @@ cp /etc/resolv.conf "$root/etc/"
 # Whom this machine trusts besides, as a proxy in its way.
 cp -r /usr/local/share/ca-certificates "$root/usr/local/share/" 2>/dev/null || true
 
-if [ $# = 0 ]; then
-	# It watches this machine, and signals nobody.
-	# shellcheck disable=SC2016 # for the other shell
-	set -- bash -euc '
-		make build
-		timeout 10 make run ARGS="--dry-run --scope=all --socket=/run/kzr.sock" >/tmp/run 2>&1 || [ $? = 124 ]
-		cat /tmp/run
-		grep -q event=started /tmp/run
-		make test'
-fi
+[ $# -gt 0 ] || set -- deploy/dev/two-commands.sh
 # The pid namespace stays the machine's, which eBPF wants; and a new root, not chroot:
 # of that the kernel tells more than a process sees.
 # shellcheck disable=SC2016 # for the other shell
@@ -58,5 +48,5 @@ unshare --mount --propagation private bash -euc '
 	umount -l /old
 	cd /kzr
 	exec env -i HOME=/root TERM=dumb LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		TESTFLAGS="${TESTFLAGS-}" "$@"
+		"$@"
 ' bash "$root" "$@"
