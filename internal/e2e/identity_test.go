@@ -22,13 +22,13 @@ import (
 
 // Who is who, and what a process can make kzr believe or print.
 
-// systemDir is a directory below /opt, where only root can put a file.
+// systemDir is a directory below /opt of the host, where only root can put a file.
 func systemDir(t *testing.T) string {
 	t.Helper()
-	if err := os.MkdirAll("/opt", 0o755); err != nil {
+	if err := os.MkdirAll(hostRoot+"/opt", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/opt", "kzr-e2e-")
+	dir, err := os.MkdirTemp(hostRoot+"/opt", "kzr-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,8 +36,15 @@ func systemDir(t *testing.T) string {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	return strings.TrimPrefix(dir, hostRoot)
 }
+
+// The host's own processes are in the mount namespace of its first one; the tests may
+// be elsewhere.
+const (
+	hostRoot = "/proc/1/root"
+	onHost   = "mnt=/proc/1/ns/mnt"
+)
 
 func TestScenario15Protected(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
@@ -54,16 +61,16 @@ func TestScenario15Protected(t *testing.T) {
 			{"containerd-shim-runc-v2", "cgroup=" + cg.Dir}, // a shim can live in its container's cgroup
 		} {
 			path := filepath.Join(dir, c.name)
-			zoo.Install(t, path)
-			z := zoo.Start(t, "%s exec=%s leak=12 chld=count term=count serve", c.first, path)
+			zoo.Install(t, hostRoot+path)
+			z := zoo.Start(t, "%s %s exec=%s leak=12 chld=count term=count serve", c.first, onHost, path)
 			k.saw(z.PID, "spared protected")
 			spared = append(spared, z)
 		}
 		// The same leak by a program with no such name, to show that time enough
 		// went by.
 		path := filepath.Join(dir, "ordinary")
-		zoo.Install(t, path)
-		z := zoo.Start(t, "exec=%s leak=12 serve", path)
+		zoo.Install(t, hostRoot+path)
+		z := zoo.Start(t, "%s exec=%s leak=12 serve", onHost, path)
 		k.saw(z.PID, "terminated")
 
 		doc, _ := s.scan("", mode, "--scope=all", "--protect="+dir+"/guard*")

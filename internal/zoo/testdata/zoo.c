@@ -1020,6 +1020,16 @@ static void do_chroot(struct step *s)
 		die("chroot %s: %m", arg(s, 0));
 }
 
+/* As the process that has this namespace, at its root. */
+static void do_mnt(struct step *s)
+{
+	int fd = open(arg(s, 0), O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || setns(fd, CLONE_NEWNS) < 0)
+		die("mnt %s: %m", arg(s, 0));
+	close(fd);
+}
+
 static void do_cgroup(struct step *s)
 {
 	char path[PATH_MAX];
@@ -1593,6 +1603,7 @@ static const struct {
 	{ "uid", do_uid, PLAIN },             // =N
 	{ "groups", do_groups, PLAIN },       // =N
 	{ "chroot", do_chroot, PLAIN },       // =DIR
+	{ "mnt", do_mnt, PLAIN },             // =NAMESPACE
 	{ "cgroup", do_cgroup, PLAIN },       // =DIR[,DIR…]
 	{ "mkdir", do_mkdir, PLAIN },         // =DIR
 	{ "tmpfs", do_tmpfs, PLAIN },         // =DIR
