@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kzr/internal/config"
+	"kzr/internal/reapinside"
 	"kzr/internal/report"
 )
 
@@ -27,6 +28,7 @@ const (
 )
 
 func main() {
+	reapinside.Serve(os.Args) // does not come back where this is the helper
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

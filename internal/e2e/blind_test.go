@@ -183,12 +183,16 @@ func TestScenario50LastUser(t *testing.T) {
 		m := s.newManager(10 * time.Second)
 		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
 		dir := t.TempDir()
+		const rounds, parents = 6, 10
+		var tenants [rounds]*tenant // before the zoo, so that they are empty when they go
+		for i := range tenants {
+			tenants[i] = newTenant(t)
+		}
 		z := zoo.Start(t, "in=mntns chld=reap fork { name=fs fuse=%s serve } serve", dir)
 		fs := z.Named("fs")
-		const rounds, parents = 6, 10
 		for round := range rounds {
 			z.Do("fork=times=%d { cgroup=%s exec=%s term=ignore groups=65536 aio=%s/f leak=12 serve }",
-				parents, newTenant(t).Dir, s.exe, dir)
+				parents, tenants[round].Dir, s.exe, dir)
 			// They meet the rule together. The moment is another one each time.
 			time.Sleep(time.Second + time.Duration(round)*70*time.Millisecond)
 			for _, pid := range zoo.Children(z.PID) {

@@ -146,13 +146,13 @@ func TestScenario41BurntItsKills(t *testing.T) {
 	if major, minor := kernel(t); major < 6 || major == 6 && minor < 14 {
 		t.Skip("a process table of its own has a pid namespace only since Linux 6.14; the virtual machines' test fills the real one")
 	}
-	s := newSite(t)
+	s, c := newSite(t), newTenant(t)
 	node := zoo.Start(t, "in=pidns,proc chld=reap serve")
 	lowerPidMax(t, node, 420)
 	k := s.startInside(node, "--mode=proc", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
 	after := newWaiting(t, inside(node, "sh", "-c", forkScript))
 	zoo.Within(t, patience, "nsenter has forked", func() bool { return len(zoo.Children(after.cmd.Process.Pid)) == 1 })
-	burntKills(t, s, k, node, func() bool { return node.Zombies() < 10 && len(zoo.Children(node.PID)) < 10 })
+	burntKills(t, s, k, c, node, func() bool { return node.Zombies() < 10 && len(zoo.Children(node.PID)) < 10 })
 	canFork(t, after)
 }
 
@@ -161,13 +161,13 @@ func TestScenario41MachineFull(t *testing.T) {
 	ownMachine(t, "it fills the machine's process table")
 	for _, mode := range []string{"ebpf", "proc"} {
 		t.Run(mode, func(t *testing.T) {
-			s := newSite(t)
+			s, c := newSite(t), newTenant(t)
 			node := zoo.Start(t, "chld=reap serve")
 			k := s.start("--mode="+mode, "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
 			after := newWaiting(t, exec.Command("sh", "-c", forkScript))
 			hoardThreads()
 			lowerMachine(t, "pid_max", 1500)
-			burntKills(t, s, k, node, func() bool { return tasks(t) < 500 })
+			burntKills(t, s, k, c, node, func() bool { return tasks(t) < 500 })
 			canFork(t, after)
 		})
 	}
@@ -175,13 +175,13 @@ func TestScenario41MachineFull(t *testing.T) {
 
 // burntKills has a container leak in a loop on a node whose pids run out, until its
 // init is gone and there is room.
-func burntKills(t *testing.T, s *site, k *daemon, node *zoo.Zoo, room func() bool) {
+func burntKills(t *testing.T, s *site, k *daemon, c *tenant, node *zoo.Zoo, room func() bool) {
 	t.Helper()
 	began := time.Now()
 	node.Do("fork { name=good exec=%s term=count serve }", s.exe)
 	good := node.Named("good")
 	node.Do(`fork { name=container cgroup=%s chld=reap
-		fork=pidns,proc { name=init exec=%s term=count respawn { name=leaker term=ignore storm=0 serve } serve } serve }`, newTenant(t).Dir, s.exe)
+		fork=pidns,proc { name=init exec=%s term=count respawn { name=leaker term=ignore storm=0 serve } serve } serve }`, c.Dir, s.exe)
 	init := node.Named("init")
 	initPID, goodPID := nsPID(t, k, init.PID), nsPID(t, k, good.PID)
 	overridden := k.await("a kill in spite of the limits", func(e event) bool { return isKill(e) && e.LimitsOverridden })

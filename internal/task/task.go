@@ -245,6 +245,7 @@ type Stance struct {
 	Args         [6]uint64
 	CS           uint16 // code segment of user mode: 0x33 for 64 bit
 	Seccomp      int    // 0 none, 1 strict, 2 filter
+	Filters      int    // how many filters it has; 0 where the kernel cannot tell (before 5.9)
 	MayWait      bool   // the filter lets wait4 pass whatever its arguments; false where the kernel cannot tell
 	UserDispatch bool   // syscall user dispatch
 	ShadowStack  bool
