@@ -22,6 +22,7 @@ type node struct {
 	proc  *procscan.Scanner
 	host  procscan.Host
 	probe *probe.Probe // nil where zombies are seen through /proc
+	once  bool         // for one look: the probe has no hints
 	// why says, where mode auto came to /proc, what stands against eBPF.
 	why error
 	// hintsLost says why hints came in once and do so no more.
@@ -36,7 +37,7 @@ func openNode(c config.Config, once bool) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{proc: proc}
+	n := &node{proc: proc, once: once}
 	if n.host, err = proc.Host(); err != nil {
 		return nil, errors.Join(err, proc.Close())
 	}
@@ -59,8 +60,7 @@ func openProbe(proc *procscan.Scanner, c config.Config, once bool) (*probe.Probe
 	if err != nil {
 		return nil, err
 	}
-	_ = once // LEAD (words): IterOnly: once, when probe.Options has it
-	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets})
+	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets, IterOnly: once})
 }
 
 // close lets go of everything. What cannot be let go of goes with the process.
@@ -118,6 +118,9 @@ func (n *node) options(c config.Config) (daemon.Options, error) {
 
 // attached looks whether hints can come in. It is called before each snapshot.
 func (n *node) attached() {
+	if n.once {
+		return
+	}
 	if err := n.probe.Attached(); err != nil {
 		n.disableHints(err)
 	}
