@@ -4,6 +4,7 @@
 # arm64, which has to be asked for, is the tests on Debian 12's kernel for arm64.
 #
 #	deploy/vm/vmtest.sh [SUITE...] [tests|systemd]
+#	deploy/vm/vmtest.sh images [SUITE...]    only makes what they boot
 #
 # Kernels and root file systems are kept in VM_CACHE, by default
 # /var/cache/kzr-vm, for all clones; the logs of the last run in .cache/vm. Needs
@@ -14,9 +15,10 @@ cd "$(dirname "$0")/../.."
 
 cache=${VM_CACHE:-/var/cache/kzr-vm}
 logs=$PWD/.cache/vm
-suites=() parts=()
+suites=() parts=() only_images=
 for arg; do
 	case $arg in
+	images) only_images=yes ;;
 	tests | systemd) parts+=("$arg") ;;
 	*) suites+=("$arg") ;;
 	esac
@@ -47,6 +49,7 @@ kernel_tests() {
 	local skip=
 	[ "$1" = amd64 ] || skip=-test.skip=Scenario31Suspend
 	cat <<-END
+		confine
 		probe -test.short
 		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotsAreForgotten|TestSnapshotInAStorm|TestVeryManyChildrenNeedAWalk
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more
@@ -68,6 +71,7 @@ build_tests() {
 	mkdir -p "$dir/vm/tests"
 	cp deploy/vm/tests.sh "$dir/vm/init"
 	go build -trimpath -buildvcs=false -o "$dir/vm/kzr" ./cmd/kzr
+	go build -trimpath -buildvcs=false -o "$dir/vm/confined" ./internal/confine/testdata/daemon
 	case $GOARCH in
 	amd64) build_zoo "$dir/vm/zoo" ;;
 	arm64) build_zoo "$dir/vm/zoo" aarch64-linux-gnu-gcc ;;
@@ -156,6 +160,12 @@ for suite in "${suites[@]}"; do
 	deploy/vm/debian.sh "$cache" "$suite" &
 	images+=($!)
 done
+if [ "$only_images" ]; then
+	for pid in "${images[@]}"; do
+		wait "$pid"
+	done
+	exit
+fi
 for run in "${runs[@]}"; do
 	read -r suite part <<<"$run"
 	payload=$scratch/$(arch "$suite")-$part

@@ -22,13 +22,13 @@ import (
 
 // Who is who, and what a process can make kzr believe or print.
 
-// systemDir is a directory below /opt, where only root can put a file.
+// systemDir is a directory below /opt of the host, where only root can put a file.
 func systemDir(t *testing.T) string {
 	t.Helper()
-	if err := os.MkdirAll("/opt", 0o755); err != nil {
+	if err := os.MkdirAll(hostRoot+"/opt", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/opt", "kzr-e2e-")
+	dir, err := os.MkdirTemp(hostRoot+"/opt", "kzr-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,8 +36,15 @@ func systemDir(t *testing.T) string {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	return strings.TrimPrefix(dir, hostRoot)
 }
+
+// The host's own processes are in the mount namespace of its first one; the tests may
+// be elsewhere.
+const (
+	hostRoot = "/proc/1/root"
+	onHost   = "mnt=/proc/1/ns/mnt"
+)
 
 func TestScenario15Protected(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
@@ -54,16 +61,16 @@ func TestScenario15Protected(t *testing.T) {
 			{"containerd-shim-runc-v2", "cgroup=" + cg.Dir}, // a shim can live in its container's cgroup
 		} {
 			path := filepath.Join(dir, c.name)
-			zoo.Install(t, path)
-			z := zoo.Start(t, "%s exec=%s leak=12 chld=count term=count serve", c.first, path)
+			zoo.Install(t, hostRoot+path)
+			z := zoo.Start(t, "%s %s exec=%s leak=12 chld=count term=count serve", c.first, onHost, path)
 			k.saw(z.PID, "spared protected")
 			spared = append(spared, z)
 		}
 		// The same leak by a program with no such name, to show that time enough
 		// went by.
 		path := filepath.Join(dir, "ordinary")
-		zoo.Install(t, path)
-		z := zoo.Start(t, "exec=%s leak=12 serve", path)
+		zoo.Install(t, hostRoot+path)
+		z := zoo.Start(t, "%s exec=%s leak=12 serve", onHost, path)
 		k.saw(z.PID, "terminated")
 
 		doc, _ := s.scan("", mode, "--scope=all", "--protect="+dir+"/guard*")
@@ -73,7 +80,7 @@ func TestScenario15Protected(t *testing.T) {
 			if c := z.Count(); c.CHLD != 0 || c.TERM != 0 {
 				t.Errorf("signals came: %+v", c)
 			}
-			if p, _ := doc.of(z.PID); p.Countable != 12 {
+			if p, _ := doc.of(z.PID); p.Reapable != 12 {
 				t.Errorf("scan: %+v", p)
 			}
 		}
@@ -104,7 +111,7 @@ func TestScenario15Ancestor(t *testing.T) {
 				k.pid = child
 			}
 		}
-		if k.threads = threads(k.pid); k.pid == pid {
+		if k.counted(); k.pid == pid {
 			t.Fatalf("its parent has the children %v", zoo.Children(pid))
 		}
 		if n := zoo.Zombies(pid); n != 12 {
@@ -229,7 +236,7 @@ func TestScenario18HostileNames(t *testing.T) {
 			// Also once it is decoded.
 			clean(t, "JSON log's comm", e.Comm)
 			clean(t, "JSON log's exe", e.Exe)
-			if !strings.Contains(e.Comm, `\n\x1b[2J) Z 1 `) || !strings.HasSuffix(e.Exe, `ev\nil\x1b[31m) Z 1 (\xff`) || e.Container != id {
+			if !strings.Contains(e.Comm, `\n\x1b[2J) Z 1 `) || !strings.HasSuffix(e.Exe, `ev\nil\x1b[31m) Z 1 (\xff`) || e.ContainerID != id {
 				t.Errorf("who it is got lost: %s", e.line)
 			}
 		}
@@ -353,7 +360,7 @@ func TestScenario19HardToIdentify(t *testing.T) {
 			z := zoo.Start(t, "in=pidns,proc %s", c.script)
 			doc, _ := s.scan("", mode)
 			p, _ := doc.of(z.PID)
-			if p.Exe != c.exe || p.Countable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {
+			if p.Exe != c.exe || p.Reapable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {
 				t.Errorf("%s: scan: %+v", c.name, p)
 			}
 			if len(c.cmdline) == 0 {
@@ -419,7 +426,7 @@ func TestScenario24NestedNamespaces(t *testing.T) {
 		outer, inner := z.Named("outer"), z.Named("inner")
 		// The pids are those of the test's own namespace.
 		e := k.saw(inner.PID, "terminated")
-		if e.Container != id || e.UID != 100000 || e.Zombies != 12 {
+		if e.ContainerID != id || e.UID != 100000 || e.Zombies != 12 {
 			t.Errorf("who it was: %s", e.line)
 		}
 		inner.WaitDead(0)

@@ -14,8 +14,8 @@ const (
 	Frozen          Reason = "frozen"
 	Dying           Reason = "dying"
 	Uninterruptible Reason = "uninterruptible"
-	Waiting         Reason = "waiting" // for one particular child that lives
-	Foreign         Reason = "foreign" // its zombies were put on it by one that may not signal it
+	Waiting         Reason = "waiting"
+	Foreign         Reason = "foreign"
 	IdentityChanged Reason = "identity_changed"
 	Recovered       Reason = "recovered"
 	RateLimited     Reason = "rate_limited"

@@ -125,6 +125,11 @@ func (p *process) look() (*look, error) {
 			}
 			*inode = ns
 		}
+		outer, err := outermost(b.dir, l.PIDNS, p.s.pidns)
+		if err := l.check("the outermost pid namespace", err); err != nil {
+			return err
+		}
+		l.OuterPIDNS = outer
 		if err := p.readCgroups(b.dir, l); err != nil {
 			return err
 		}

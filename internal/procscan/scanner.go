@@ -41,10 +41,6 @@ const reserved = 6
 // the walk never hand their thread over, and the threads for what may not come back
 // are made at the start, so that a full process table does not stop it.
 type Scanner struct {
-	// Least is how many zombies a parent has to have for a snapshot of the node to ask
-	// who traces them. It may be set before the first snapshot.
-	Least int
-
 	path    string
 	fs      procfs.FS
 	root    int // the mount, open for reading
@@ -54,8 +50,9 @@ type Scanner struct {
 	cgroups hierarchies
 
 	pidfs     bool          // a process's pidfds have an inode number of their own
-	countsFDs bool          // see seemsHeadless
-	ownPIDMax bool          // pid_max is that of kzr's pid namespace alone
+	countsFDs bool          // see look
+	pidns     uint64        // kzr's own pid namespace
+	ownPIDMax bool          // pid_max is that of that namespace alone
 	usual     time.Duration // see measureUsual
 
 	pool *readers.Pool // for what may never come back
@@ -123,10 +120,10 @@ func (s *Scanner) open() error {
 	if err := s.findFeatures(); err != nil {
 		return err
 	}
+	s.measureUsual()
 	for range workerCount() {
 		s.workers = append(s.workers, s.newWorker())
 	}
-	s.measureUsual()
 	s.fillReserve()
 	s.pool = readers.New(poolThreads, threadsPerTenant)
 	return nil
@@ -147,7 +144,8 @@ func (s *Scanner) findFeatures() error {
 	if err := unix.Uname(&u); err != nil {
 		return fmt.Errorf("asking for the kernel's version: %w", err)
 	}
-	s.ownPIDMax = s.namespaceOf("self", "pid") != initialPIDNS && ownPIDMax(unix.ByteSliceToString(u.Release[:]))
+	s.pidns = s.namespaceOf("self", "pid")
+	s.ownPIDMax = s.pidns != initialPIDNS && ownPIDMax(unix.ByteSliceToString(u.Release[:]))
 	return nil
 }
 

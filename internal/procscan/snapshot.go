@@ -29,9 +29,9 @@ import (
 //
 // No tenant decides what it costs. Of those alive nothing is read but who the parents
 // are, once where the kernel can tell them apart (6.9), on threads that may be lost.
-// Who traces a zombie is asked only for parents with at least [Scanner.Least] of them,
-// once for those that nobody traces, and within what a tenant may have of it; what is
-// left over is Unknown until a later snapshot.
+// Who traces a zombie is asked once for those that nobody traces, and where that takes
+// longer than usual, within what a tenant may have of it; what is left over is Unknown
+// until a later snapshot.
 //
 // Dead leaders whose threads live on are counted from Linux 6.2 on. Processes that
 // kzr may not see are missing too; see [Scanner.Host].
@@ -110,7 +110,7 @@ func (s *Scanner) gather(ctx context.Context, snap *task.Snapshot, c *census) er
 	var questions []question
 	for _, run := range c.runs {
 		for i := range run {
-			if f := families[run[i].parent()]; f != nil && f.children != nil && f.zombies >= s.Least && run[i].kind() == unasked {
+			if f := families[run[i].parent()]; f != nil && f.children != nil && run[i].kind() == unasked {
 				questions = append(questions, question{&run[i], f})
 			}
 		}
@@ -228,6 +228,19 @@ const (
 // allowance is what a tenant has left of it.
 type allowance struct{ left atomic.Int64 }
 
+func newAllowance() *allowance {
+	a := &allowance{}
+	a.left.Store(int64(allowed))
+	return a
+}
+
+// charge takes what an answer cost above the usual.
+func (a *allowance) charge(more time.Duration) {
+	if more > 0 {
+		a.left.Add(-int64(more))
+	}
+}
+
 // inquiry is the answering of questions.
 type inquiry struct {
 	usual time.Duration // what an answer may cost that is on nobody's account
@@ -263,7 +276,7 @@ func (s *Scanner) ask(ctx context.Context, questions []question, held map[uint32
 }
 
 func (s *Scanner) newInquiry() *inquiry {
-	return &inquiry{usual: s.usual, tenants: make(map[string]*allowance), held: make(map[uint32]uint32)}
+	return &inquiry{tenants: make(map[string]*allowance), held: make(map[uint32]uint32)}
 }
 
 func (q *inquiry) answer(w *worker, questions []question) {
@@ -274,9 +287,7 @@ func (q *inquiry) answer(w *worker, questions []question) {
 		}
 		began := task.ThreadTime()
 		k, tracer, err := w.trace(*question.zombie)
-		if more := task.ThreadTime() - began - q.usual; more > 0 {
-			a.left.Add(-int64(more))
-		}
+		a.charge(task.ThreadTime() - began - w.usual)
 		switch {
 		case unlessShort(err) != nil:
 			q.mu.Lock()
@@ -300,8 +311,7 @@ func (q *inquiry) allowance(tenant string) *allowance {
 	defer q.mu.Unlock()
 	a := q.tenants[tenant]
 	if a == nil {
-		a = &allowance{}
-		a.left.Store(int64(allowed))
+		a = newAllowance()
 		q.tenants[tenant] = a
 	}
 	return a

@@ -202,3 +202,33 @@ func readInt(fd int) (int, error) {
 	}
 	return strconv.Atoi(strings.TrimSpace(string(buf[:n])))
 }
+
+// outermost returns the inode number of the outermost pid namespace below kzr's own, of
+// which the process with this directory is in the innermost, inner; 0 if it is in kzr's
+// own.
+func outermost(dir int, inner, own uint64) (uint64, error) {
+	if inner == 0 || own == 0 || inner == own {
+		return 0, nil
+	}
+	ns, err := openat(dir, "ns/pid", unix.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { unix.Close(ns) }()
+	for outer := inner; ; {
+		parent, err := unix.IoctlRetInt(ns, unix.NS_GET_PARENT)
+		if err != nil {
+			return 0, fmt.Errorf("asking for the parent of a pid namespace: %w", err)
+		}
+		unix.Close(ns)
+		ns = parent
+		var st unix.Stat_t
+		if err := unix.Fstat(ns, &st); err != nil {
+			return 0, err
+		}
+		if st.Ino == own {
+			return outer, nil
+		}
+		outer = st.Ino
+	}
+}

@@ -119,6 +119,9 @@ type worker struct {
 	line   []byte // a stat file
 	text   []byte // the beginning of a status file
 
+	quick *allowance    // for questions in the walk; nil if none are to be asked
+	usual time.Duration // what an answer may cost that is on nobody's account
+
 	found  []record
 	tasks  int
 	unseen int
@@ -138,6 +141,7 @@ func (s *Scanner) newWorker() *worker {
 	return &worker{
 		root:   s.root,
 		counts: s.countsFDs,
+		usual:  s.usual,
 		known:  s.known.Load(),
 		dents:  make([]byte, dentsSize),
 		path:   make([]byte, 0, 64),
@@ -159,7 +163,14 @@ func (s *Scanner) walk(ctx context.Context) (*census, error) {
 	p := &pass{root: s.root, count: s.loadavg < 0 || s.ownPIDMax}
 	p.held = make(map[uint32]uint32)
 	p.began, p.tick = task.Now(), bootTicks()
-	p.helped = s.together(func(w *worker, moved func()) { p.work(ctx, w, moved) })
+	runtime.LockOSThread() // so that CPU time is of one thread
+	defer runtime.UnlockOSThread()
+	quick := newAllowance()
+	p.helped = s.together(func(w *worker, moved func()) {
+		w.quick = quick
+		p.work(ctx, w, moved)
+		w.quick = nil
+	})
 	if p.err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, p.err)
 	}
@@ -337,21 +348,33 @@ func (w *worker) visit(p *pass, pid uint32) error {
 // look returns the record of a zombie; the zero one if the process lives, and one of
 // kind leader if it lives without its leader, as it seems.
 func (w *worker) look(pid uint32) (record, error) {
+	// Who has a descriptor open lives, which is the cheapest thing to ask (Linux 6.2).
+	if w.counts {
+		if st, e := w.stat(pid, "/fd"); e == 0 && st.Size > 0 {
+			return record{}, nil
+		}
+	}
 	pidfd, e := rawPidfdOpen(pid)
 	if e != 0 {
 		return record{}, e
 	}
 	defer rawClose(pidfd)
 	dead, e := rawDead(pidfd)
-	if e != 0 {
+	switch {
+	case e != 0:
 		return record{}, e
-	}
-	if !dead {
-		if w.seemsHeadless(pid) {
+	case dead:
+		return w.zombie(pid, pidfd)
+	case w.counts: // the descriptors were those of the leader
+		if n, e := w.countThreads(pid); e == 0 && n > 1 {
 			return newRecord(pid, 0, 0, 0, leader), nil
 		}
-		return record{}, nil
 	}
+	return record{}, nil
+}
+
+// zombie reads a process that is dead.
+func (w *worker) zombie(pid uint32, pidfd int) (record, error) {
 	fd, e := w.open(pid, "/stat")
 	if e != 0 {
 		return record{}, e
@@ -368,18 +391,25 @@ func (w *worker) look(pid uint32) (record, error) {
 	r := newRecord(pid, st.start, st.ppid, 0, unasked)
 	if known, ok := w.known.find(r.id); ok {
 		// Its user is the same as ever, and what is free stays so.
-		r.who = r.who | known.who&^(1<<uidShift-1)
+		r.who |= known.who &^ (1<<uidShift - 1)
 		if known.kind() == free {
 			r.become(free)
+			return r, nil
 		}
-		return r, nil
-	}
-	if st.flags&pfSuperPriv == 0 {
+	} else if st.flags&pfSuperPriv == 0 {
 		owner, e := rawFstat(fd)
 		if e != 0 {
 			return record{}, e
 		}
 		r.who |= uint64(owner.Uid) << uidShift
+	}
+	// The questions that cost no more than usual need not wait for their turn.
+	if w.quick != nil && w.quick.left.Load() > 0 {
+		began := task.ThreadTime()
+		if k, _, err := w.traced(r, pidfd); err == nil && k == free {
+			r.become(free)
+		}
+		w.quick.charge(task.ThreadTime() - began - w.usual)
 	}
 	return r, nil
 }
@@ -389,19 +419,6 @@ func (w *worker) look(pid uint32) (record, error) {
 func (w *worker) countThreads(pid uint32) (int, unix.Errno) {
 	st, e := w.stat(pid, "/task")
 	return int(st.Nlink) - 2, e
-}
-
-// seemsHeadless says of a live process whether its leader may be dead: it has other
-// threads, and no descriptor, which /proc tells of the leader. (Linux 6.2)
-func (w *worker) seemsHeadless(pid uint32) bool {
-	if !w.counts {
-		return false
-	}
-	if n, e := w.countThreads(pid); e != 0 || n < 2 {
-		return false
-	}
-	st, e := w.stat(pid, "/fd")
-	return e == 0 && st.Size == 0
 }
 
 func (w *worker) stat(pid uint32, file string) (unix.Statx_t, unix.Errno) {
@@ -419,6 +436,10 @@ func (w *worker) trace(r record) (k kind, tracer uint32, err error) {
 	if dead, e := rawDead(pidfd); e != 0 || !dead {
 		return unasked, 0, cmp.Or(e, unix.ESRCH)
 	}
+	return w.traced(r, pidfd)
+}
+
+func (w *worker) traced(r record, pidfd int) (k kind, tracer uint32, err error) {
 	fd, e := w.open(r.pid(), "/status")
 	if e != 0 {
 		return unasked, 0, e

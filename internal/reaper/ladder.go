@@ -222,7 +222,7 @@ func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 // dying comes first: on its way out it may well have lost its zombies.
 func doubt(seen *Look) policy.Reason {
 	switch {
-	case policy.Deferred(&seen.Process) == policy.Dying:
+	case policy.Deferred(&seen.Process.Facts, policy.Circumstances{}) == policy.Dying:
 		return policy.Dying
 	case seen.Reason != "" && !transient(seen.Reason):
 		return seen.Reason

@@ -33,7 +33,7 @@ func (l *ladder) nudge(ctx context.Context) *Outcome {
 		return out
 	}
 	pressed := l.seen.Pressure != policy.NoPressure
-	if l.seen.Nudge <= 0 && !pressed || halted(&l.seen.Process) {
+	if l.seen.Nudge <= 0 && !pressed || policy.Halted(&l.seen.Process.Facts) {
 		return nil
 	}
 	end := time.Now().Add(max(10*l.seen.Nudge, l.r.timing.nudges))
@@ -199,7 +199,7 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 // wantsInside says whether there is something to reap inside the parent, and
 // somebody who can.
 func (l *ladder) wantsInside() bool {
-	return l.r.Inside != nil && !halted(&l.seen.Process) &&
+	return l.r.Inside != nil && !policy.Halted(&l.seen.Process.Facts) &&
 		(l.seen.Reap == config.ReapAll || l.seen.Reap != config.ReapOff && l.seen.Adopted > 0)
 }
 
@@ -221,11 +221,11 @@ func (l *ladder) terminate(ctx context.Context) *Outcome {
 	case l.seen.TermTimeout <= 0:
 		l.addNote("SIGTERM was skipped, as termTimeout is 0")
 		return nil
-	case deafToTerm(p):
+	case policy.DeafToTerm(&p.Facts):
 		l.addNote("SIGTERM was skipped: the init of a pid namespace never sees one that it has no handler for")
 		return nil
-	case halted(p) || p.State == 'D':
-		l.addNote(fmt.Sprintf("SIGTERM was skipped: it is %s and would not act on it", policy.Deferred(p)))
+	case policy.Halted(&p.Facts) || p.State == 'D':
+		l.addNote(fmt.Sprintf("SIGTERM was skipped: it is %s and would not act on it", policy.Deferred(&p.Facts, policy.Circumstances{})))
 		return nil
 	}
 	if out := l.strike(ctx, unix.SIGTERM); out != nil {
@@ -266,7 +266,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 			return out
 		}
 		waited, limit := time.Since(sent), l.r.timing.kill
-		if reason := policy.Deferred(&l.seen.Process); reason != "" {
+		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" {
 			wait = l.whileDeferred(policy.Dying) // with SIGKILL pending, it is
 			l.hold(reason, "SIGKILL is pending; another would not help", time.Time{})
 			limit = l.r.timing.dying
@@ -363,24 +363,6 @@ func (l *ladder) withNotes(message string) string {
 	message = strings.Join(append([]string{message}, l.notes...), "; ")
 	l.notes = nil
 	return message
-}
-
-// halted says whether a process runs no handler of a signal, for as long as
-// somebody else likes.
-func halted(p *task.Process) bool {
-	switch policy.Deferred(p) {
-	case policy.Traced, policy.Stopped, policy.Frozen:
-		return true
-	}
-	return false
-}
-
-// deafToTerm says whether the kernel would drop a SIGTERM: it protects the init
-// of a pid namespace from signals without a handler. A blocked one it keeps, as
-// such an init may well fetch it with sigwait or a signalfd.
-func deafToTerm(p *task.Process) bool {
-	const term = 1 << (unix.SIGTERM - 1)
-	return p.NamespaceInit() && (p.SigCaught|p.SigBlocked)&term == 0
 }
 
 // oldZombies returns how many zombies the rule counted, and when the youngest of

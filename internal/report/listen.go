@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -13,7 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,21 +24,22 @@ const socketMode = 0o660
 
 // Listen makes the socket at path and its directory (0755) where missing. The
 // socket has mode 0660 before anybody can connect; its group becomes gid unless
-// that is negative. A socket left behind is replaced if nobody answers on it;
-// anything else at path is an error. Closing the listener removes the socket.
+// that is negative. A socket on which nobody answers is replaced, and log told
+// whose it was; one that answers, and anything else at path, is an error. Closing
+// the listener removes the socket.
 //
 // Only peers that are root, this process's user or members of the socket's group
 // get answers from a [Server]: what the mode says, checked again for a socket
 // that was made visible elsewhere.
-func Listen(path string, gid int) (net.Listener, error) {
-	l, err := listen(path, gid)
+func Listen(path string, gid int, log *slog.Logger) (net.Listener, error) {
+	l, err := listen(path, gid, log)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func listen(path string, gid int) (net.Listener, error) {
+func listen(path string, gid int, log *slog.Logger) (net.Listener, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -50,14 +50,29 @@ func listen(path string, gid int) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := acquireLock(path + ".lock")
 	if err != nil {
+		log.Warn("starting without the lock on the socket", "socket", path, "error", err)
+	}
+	ul, err := bind(path, log)
+	if err != nil {
+		unlock()
 		return nil, err
 	}
-	defer unlock()
-	if err := removeStale(path); err != nil {
+	l := &socket{UnixListener: ul, path: path, unlock: unlock}
+	if err := l.settle(gid); err != nil {
+		unlock()
+		ul.Close()
+		os.Remove(path)
 		return nil, err
 	}
+	return l, nil
+}
+
+// bind makes the socket, which fails if anything has that name: so one that is
+// dead goes first. Who holds the lock needs one round; another round is for a
+// daemon that came meanwhile, without the lock.
+func bind(path string, log *slog.Logger) (*net.UnixListener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		// bind makes the file with the mode of the socket less the umask.
@@ -66,68 +81,29 @@ func listen(path string, gid int) (net.Listener, error) {
 		}
 		return err
 	}}
-	nl, err := lc.Listen(context.Background(), "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	ul := nl.(*net.UnixListener)
-	ul.SetUnlinkOnClose(false) // it removes whatever is there by then
-	l := &socket{UnixListener: ul, path: path}
-	if err := l.settle(gid); err != nil {
-		ul.Close()
-		os.Remove(path)
-		return nil, err
-	}
-	return l, nil
-}
-
-// lockDir keeps two daemons that start at once from each finding the other's
-// socket stale. The lock is gone with the descriptor and leaves no file.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for range 100 {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
-			break
+	for rounds := 3; ; rounds-- {
+		if err := removeDead(path, log); err != nil {
+			return nil, err
 		}
-		time.Sleep(10 * time.Millisecond)
+		l, err := lc.Listen(context.Background(), "unix", path)
+		if err == nil {
+			ul := l.(*net.UnixListener)
+			ul.SetUnlinkOnClose(false) // it removes whatever is there by then
+			return ul, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || rounds == 0 {
+			return nil, err
+		}
 	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
-}
-
-func removeStale(path string) error {
-	fi, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case fi.Mode().Type() != fs.ModeSocket:
-		return errors.New("there is something that is not a socket")
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	switch {
-	case err == nil:
-		c.Close()
-		return errors.New("somebody answers there: is another kzr running?")
-	case !errors.Is(err, unix.ECONNREFUSED): // a full backlog or no permission: somebody may be there
-		return fmt.Errorf("there is a socket: %w", err)
-	}
-	return os.Remove(path)
 }
 
 // socket is a listener that lets in whom the socket's mode lets in.
 type socket struct {
 	*net.UnixListener
-	path string
-	stat unix.Stat_t
-	once sync.Once
+	path   string
+	stat   unix.Stat_t
+	once   sync.Once
+	unlock func() // may be called more than once
 }
 
 // settle gives the socket its group and what the umask took of its mode.
@@ -147,16 +123,31 @@ func (l *socket) settle(gid int) error {
 // keeps its inode's number from being used again.
 func (l *socket) Close() error {
 	l.once.Do(func() {
-		var st unix.Stat_t
-		if unix.Lstat(l.path, &st) == nil && st.Ino == l.stat.Ino && st.Dev == l.stat.Dev {
+		if !l.replaced() {
 			os.Remove(l.path)
 		}
+		l.unlock()
 	})
 	return l.UnixListener.Close()
 }
 
+func (l *socket) replaced() bool {
+	var st unix.Stat_t
+	return unix.Lstat(l.path, &st) != nil || !sameFile(&st, &l.stat)
+}
+
+// Replaced reports whether the path of a listener that [Listen] made leads
+// elsewhere by now: another daemon took over, as this one did not answer, or
+// somebody removed the socket.
+func Replaced(l net.Listener) bool {
+	s, ok := l.(*socket)
+	return ok && s.replaced()
+}
+
 // Accept waits for the next peer. One that may not ask is let in to be told so.
+// From the first call on others get an answer, and so need no lock.
 func (l *socket) Accept() (net.Conn, error) {
+	l.unlock()
 	c, err := l.AcceptUnix()
 	if err != nil {
 		return nil, err

@@ -88,7 +88,7 @@ type server struct {
 func serve(t *testing.T, v *view) *server {
 	t.Helper()
 	s := &server{path: filepath.Join(t.TempDir(), "run", "kzr.sock"), hub: new(Hub), view: v}
-	l, err := Listen(s.path, -1)
+	l, err := Listen(s.path, -1, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("document %+v, %v", d, err)
 	}
 	p, err := c.Parent(t.Context(), 4242)
-	if err != nil || p.Countable != 60 || len(p.Sample) != sampleSize {
+	if err != nil || p.Reapable != 60 || len(p.Sample) != sampleSize {
 		t.Errorf("detail %+v, %v", p, err)
 	}
 	if _, err := c.Parent(t.Context(), 1); !errors.Is(err, ErrNotFound) {
@@ -190,7 +190,7 @@ func TestServerRoutes(t *testing.T) {
 		{"GET /v1/parents/99999999999999999999", 400, "positive number"},
 		{"GET /v1/parents/4242/x", 404, ""},
 		{"GET /v2/status", 404, ""},
-		{"GET /", 404, ""},
+		{"GET /", 200, "/v1/parents\n"},
 		{"GET /healthz", 404, ""}, // of the metrics port only
 		{"POST /v1/status", 405, ""},
 		{"DELETE /v1/parents/4242", 405, ""},
@@ -235,7 +235,7 @@ func TestServerEvents(t *testing.T) {
 	if first := receive(t, got); first != e.Stream() {
 		t.Errorf("got %+v", first)
 	}
-	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0), Zombies: 3})
+	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0, 0), Zombies: 3})
 	if z := receive(t, got); z.Event != EventZombie || z.Child != 7 || z.PID != 4242 || z.Zombies != 3 {
 		t.Errorf("got %+v", z)
 	}
@@ -542,7 +542,7 @@ func TestMetricsPort(t *testing.T) {
 		}
 	}()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
-	for path, want := range map[string]string{"/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
+	for path, want := range map[string]string{"/": "/healthz\n", "/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
 		resp, err := client.Get("http://" + l.Addr().String() + path)
 		if err != nil {
 			t.Fatal(err)
@@ -576,7 +576,7 @@ func TestHealth(t *testing.T) {
 
 // A listener that breaks under the server is an error, not a silent end.
 func TestServerBrokenListener(t *testing.T) {
-	l, err := Listen(filepath.Join(t.TempDir(), "s"), -1)
+	l, err := Listen(filepath.Join(t.TempDir(), "s"), -1, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -668,7 +668,7 @@ func TestListenMode(t *testing.T) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "new", "kzr.sock")
 		old := unix.Umask(mask &^ 0o700) // the owner's bits are for the directory
-		l, err := Listen(path, gid)
+		l, err := Listen(path, gid, slog.New(slog.DiscardHandler))
 		unix.Umask(old)
 		if err != nil {
 			t.Fatal(err)
@@ -698,75 +698,13 @@ func TestListenInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, link, dir, filepath.Join(file, "below"), filepath.Join(dir, strings.Repeat("x", 120))} {
-		if l, err := Listen(path, -1); err == nil {
+		if l, err := Listen(path, -1, slog.New(slog.DiscardHandler)); err == nil {
 			l.Close()
 			t.Errorf("listens on %s", path)
 		}
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
 		t.Errorf("the file in the way: %q, %v", b, err)
-	}
-}
-
-func TestListenStale(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "kzr.sock")
-	first, err := Listen(path, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l, err := Listen(path, -1); err == nil {
-		l.Close()
-		t.Fatal("took over a socket that answers")
-	} else if !strings.Contains(err.Error(), "another kzr") {
-		t.Errorf("the error does not tell: %v", err)
-	}
-	if err := os.Remove(path); err != nil { // by somebody who thought it stale
-		t.Fatal(err)
-	}
-	second, err := Listen(path, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Close() // not its socket any more
-	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the first removed the second's socket: %v", err)
-	}
-	second.(*socket).UnixListener.Close() // as kill -9 leaves it
-	third, err := Listen(path, -1)
-	if err != nil {
-		t.Fatalf("a stale socket is in the way: %v", err)
-	}
-	third.Close()
-}
-
-// Many that start at once: one gets the socket.
-func TestListenRace(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "kzr.sock")
-	for range 20 {
-		l, err := Listen(path, -1) // a stale one each round
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.(*socket).UnixListener.Close()
-		var wg sync.WaitGroup
-		won := make(chan net.Listener, 8)
-		for range cap(won) {
-			wg.Go(func() {
-				if l, err := Listen(path, -1); err == nil {
-					won <- l
-				}
-			})
-		}
-		wg.Wait()
-		close(won)
-		n := 0
-		for l := range won {
-			l.Close()
-			n++
-		}
-		if n != 1 {
-			t.Fatalf("%d of %d got the socket", n, cap(won))
-		}
 	}
 }
 
@@ -806,7 +744,7 @@ func TestListenPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "kzr.sock")
-	l, err := Listen(path, gid)
+	l, err := Listen(path, gid, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
