@@ -116,6 +116,7 @@ func (l *look) check(what string, err error) error {
 // look reads all that is of one moment, stat last.
 func (p *process) look() (*look, error) {
 	l := &look{}
+	ending, going := false, false
 	err := p.withBody(func(b body) error {
 		*l = look{}
 		for name, inode := range map[string]*uint64{"ns/pid": &l.PIDNS, "ns/mnt": &l.MntNS, "ns/user": &l.UserNS} {
@@ -138,11 +139,18 @@ func (p *process) look() (*look, error) {
 			return err
 		}
 		l.State, l.Exiting = st.state, st.flags&pfExiting != 0
+		if b.dir != p.dir {
+			// A thread that ends says nothing of the others.
+			ending, going = ending || l.Exiting, going || !l.Exiting
+			if l.Exiting {
+				return unix.ESRCH
+			}
+		}
 		l.SigBlocked, l.SigIgnored, l.SigCaught = st.blocked, st.ignored, st.caught
 		return nil
 	})
 	if errors.Is(err, errThreads) {
-		l.State, err = 'R', nil
+		l.State, l.Exiting, err = 'R', ending && !going, nil
 		if cgErr := p.readCgroups(p.dir, l); cgErr != nil {
 			return nil, cgErr
 		}

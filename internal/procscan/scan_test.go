@@ -708,6 +708,7 @@ type viewOf struct {
 	Mount       string // mount /proc there first
 	Options     string // with these options
 	UID         int    // become this user then
+	PIDMax      int    // and set this limit of its pid namespace
 	Descriptors bool   // and use up all descriptors after opening the scanner
 }
 
@@ -724,6 +725,8 @@ type viewed struct {
 	Error       string
 	Offsets     task.Offsets
 	OffsetError string
+	Node        procscan.Node
+	NodeError   string
 	Spare       int // descriptors that could still be opened
 }
 
@@ -768,6 +771,11 @@ func view(arg string) error {
 		}
 		if err := unix.Mount("proc", root, "proc", 0, what.Options); err != nil {
 			return fmt.Errorf("mounting %s: %w", root, err)
+		}
+	}
+	if what.PIDMax != 0 {
+		if err := os.WriteFile(root+"/sys/kernel/pid_max", []byte(strconv.Itoa(what.PIDMax)), 0o644); err != nil {
+			return err
 		}
 	}
 	if what.UID != 0 {
@@ -825,6 +833,9 @@ func view(arg string) error {
 	}
 	if v.Offsets, err = s.Offsets(); err != nil {
 		v.OffsetError = err.Error()
+	}
+	if v.Node, err = s.Node(); err != nil {
+		v.NodeError = err.Error()
 	}
 	if what.Descriptors {
 		for {

@@ -185,6 +185,9 @@ func (s *Scanner) checkOwn() error {
 // under way.
 func (s *Scanner) OnProgress(f func()) { s.moved = f }
 
+// Lost is how many of the Scanner's threads are with reads that have not come back.
+func (s *Scanner) Lost() int { return s.pool.Lost() }
+
 // Close gives the descriptors back. No other method may be running or follow.
 func (s *Scanner) Close() error {
 	if s.pool != nil {

@@ -104,7 +104,7 @@ func rawFstat(fd int) (st unix.Stat_t, e unix.Errno) {
 // rawStat looks at the file named by a NUL-terminated path below dir.
 func rawStat(dir int, path []byte) (st unix.Statx_t, e unix.Errno) {
 	_, _, e = syscall.RawSyscall6(unix.SYS_STATX, uintptr(dir), uintptr(unsafe.Pointer(&path[0])),
-		unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK|unix.STATX_SIZE, uintptr(unsafe.Pointer(&st)), 0)
+		unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK|unix.STATX_SIZE|unix.STATX_UID, uintptr(unsafe.Pointer(&st)), 0)
 	return st, e
 }
 

@@ -397,7 +397,8 @@ func (w *worker) zombie(pid uint32, pidfd int) (record, error) {
 			return r, nil
 		}
 	} else if st.flags&pfSuperPriv == 0 {
-		owner, e := rawFstat(fd)
+		// Its files are root's, as it has no memory; its directory is its own.
+		owner, e := w.stat(pid, "")
 		if e != 0 {
 			return record{}, e
 		}
