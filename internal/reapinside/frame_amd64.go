@@ -75,23 +75,24 @@ func (w *worker) findWays(pid int) (found ways, refusal Refusal) {
 		case !ok:
 		case m.stack:
 			found.stackLow, found.stackHigh = m.low, m.high
-		case m.executable && m.libc && len(code) > 0:
-			code = append(code, code[0])
-			code[0] = m
 		case m.executable && len(code) < cap(code):
 			code = append(code, m)
+			if m.libc {
+				code[0], code[len(code)-1] = m, code[0]
+			}
 		}
 		return true
 	})
 	if bad != nil {
 		return found, Unreadable
 	}
-	left := uint64(scanMost)
+	left, missing := uint64(scanMost), NoWayBack
 	for _, m := range code {
 		for at := m.low; at < m.high && left > 0; at += scanPiece - uint64(len(restorer)) {
 			n := min(m.high-at, scanPiece)
 			b := w.scan[:n]
 			if !peek(pid, at, b) {
+				missing = Unreadable // it may be about to execute another program
 				break
 			}
 			if found.syscallRet == 0 {
@@ -116,7 +117,7 @@ func (w *worker) findWays(pid int) (found ways, refusal Refusal) {
 			left -= min(left, n)
 		}
 	}
-	return found, NoWayBack
+	return found, missing
 }
 
 // A signal frame as rt_sigreturn takes it (arch/x86/include/uapi/asm/sigcontext.h,

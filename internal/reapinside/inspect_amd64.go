@@ -261,7 +261,12 @@ func (w *worker) prepare(m *prepareMsg, pidfd int) Refusal {
 	if !found {
 		return NoZombies
 	}
-	p.ways, p.noWay = w.findWays(p.pid)
+	// What is final is looked at twice: it may have executed another program meanwhile.
+	for range 2 {
+		if p.ways, p.noWay = w.findWays(p.pid); p.noWay != NoWayBack {
+			break
+		}
+	}
 	return None
 }
 
