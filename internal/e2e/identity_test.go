@@ -17,18 +17,46 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/procscan"
 	"kzr/internal/zoo"
 )
 
 // Who is who, and what a process can make kzr believe or print.
 
-// systemDir is a directory below /opt of the host, where only root can put a file.
-func systemDir(t *testing.T) string {
+// onHost returns a process of the host's mount namespace: this one, unless the tests
+// are in another, as on a root that they pivoted to; then one that they come from.
+func onHost(t *testing.T) int {
 	t.Helper()
-	if err := os.MkdirAll(hostRoot+"/opt", 0o755); err != nil {
+	proc, err := procscan.New("/proc")
+	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(hostRoot+"/opt", "kzr-e2e-")
+	defer proc.Close()
+	host, err := proc.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pid := os.Getpid(); pid > 1; {
+		p, err := proc.Inspect(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.MntNS == host.HostMntNS {
+			return pid
+		}
+		pid = p.PPID
+	}
+	t.Fatal("neither this process nor who started it is in the host's mount namespace")
+	return 0
+}
+
+// systemDir is a directory below /opt of that root, where only root can put a file.
+func systemDir(t *testing.T, root string) string {
+	t.Helper()
+	if err := os.MkdirAll(root+"/opt", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(root+"/opt", "kzr-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,19 +64,13 @@ func systemDir(t *testing.T) string {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimPrefix(dir, hostRoot)
+	return strings.TrimPrefix(dir, root)
 }
-
-// The host's own processes are in the mount namespace of its first one; the tests may
-// be elsewhere.
-const (
-	hostRoot = "/proc/1/root"
-	onHost   = "mnt=/proc/1/ns/mnt"
-)
 
 func TestScenario15Protected(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
-		dir := systemDir(t)
+		host := fmt.Sprintf("/proc/%d", onHost(t))
+		dir := systemDir(t, host+"/root")
 		s := newSite(t, fmt.Sprintf("{name: all, match: {exe: %q}}", dir+"/*"))
 		s.mine = []string{dir + "/ordinary"}
 		k := s.start(mode, "--scope=all", "--protect="+dir+"/guard*")
@@ -61,16 +83,16 @@ func TestScenario15Protected(t *testing.T) {
 			{"containerd-shim-runc-v2", "cgroup=" + cg.Dir}, // a shim can live in its container's cgroup
 		} {
 			path := filepath.Join(dir, c.name)
-			zoo.Install(t, hostRoot+path)
-			z := zoo.Start(t, "%s %s exec=%s leak=12 chld=count term=count serve", c.first, onHost, path)
+			zoo.Install(t, host+"/root"+path)
+			z := zoo.Start(t, "%s mnt=%s/ns/mnt exec=%s leak=12 chld=count term=count serve", c.first, host, path)
 			k.saw(z.PID, "spared protected")
 			spared = append(spared, z)
 		}
 		// The same leak by a program with no such name, to show that time enough
 		// went by.
 		path := filepath.Join(dir, "ordinary")
-		zoo.Install(t, hostRoot+path)
-		z := zoo.Start(t, "%s exec=%s leak=12 serve", onHost, path)
+		zoo.Install(t, host+"/root"+path)
+		z := zoo.Start(t, "mnt=%s/ns/mnt exec=%s leak=12 serve", host, path)
 		k.saw(z.PID, "terminated")
 
 		doc, _ := s.scan("", mode, "--scope=all", "--protect="+dir+"/guard*")
