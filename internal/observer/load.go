@@ -278,7 +278,7 @@ func (o *Observer) Workloads() []Workload {
 	}
 	list := make([]Workload, 0, len(byName))
 	for name, w := range byName {
-		if window >= rateWindow {
+		if o.start != 0 && window >= rateWindow {
 			w.RatePerHour, w.RateKnown = float64(recent[name])*float64(time.Hour)/float64(window), true
 		}
 		list = append(list, *w)
@@ -301,7 +301,7 @@ func fuller(a, b task.PidsLimit) bool {
 // watched for long enough.
 func (o *Observer) Rate(a *Assessment) (float64, bool) {
 	window := min(time.Hour, a.At-o.start)
-	if window < rateWindow || a.Parent == nil {
+	if o.start == 0 || window < rateWindow || a.Parent == nil {
 		return 0, false
 	}
 	n := a.Reapable - len(a.Parent.Dead(a.At-window))

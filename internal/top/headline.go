@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kzr/internal/policy"
+	"kzr/internal/report"
 )
 
 // headline is the one thing to know first: whether this node is in danger, whose
@@ -26,17 +27,17 @@ func (m *model) headline() headline {
 		if m.seen.at.IsZero() {
 			return headline{"NO VIEW", m.failed.Error(), urgent}
 		}
-		return headline{"NO ANSWER", fmt.Sprintf("for %s; what is shown is old. %v",
+		return headline{"NO ANSWER", fmt.Sprintf("for %s; showing old data. %v",
 			span(m.now.Sub(m.seen.at)), m.failed), urgent}
 	}
 	if m.shown.at.IsZero() {
-		return headline{"LOOKING", "the first look is under way", calm}
+		return headline{"LOADING", "waiting for the first data", calm}
 	}
 	if len(m.rows) == 0 {
 		if len(st.Problems) > 0 {
-			return headline{"UNSURE", "No zombies in what kzr can see, and it cannot see everything.", soon}
+			return headline{"UNSURE", "No zombies found, but kzr cannot see all processes.", soon}
 		}
-		return headline{"OK", "No zombies: every parent reaps its children.", calm}
+		return headline{"OK", "No zombies: all parents reap their children.", calm}
 	}
 	// Who is acted on comes first, then who holds most of those that will be.
 	var most, next *row
@@ -60,25 +61,34 @@ func (m *model) headline() headline {
 	switch {
 	case most.Reason != "" && !most.acting() && st.TasksLimit > 0 && most.Reapable*10 > st.TasksLimit:
 		// Whatever else goes on: this is what fills the process table.
-		h = headline{"LEAK", fmt.Sprintf("%s; left alone: %s", holds(most), spelled(most.Reason)), urgent}
+		h = headline{"LEAK", fmt.Sprintf("%s; spared: %s", holds(most), spelled(most.Reason)), urgent}
 		leaks++
 	case next != nil && next.acting():
 		h = headline{"ACTING", "on " + holds(next), urgent}
 	case next != nil:
 		h = headline{"LEAK", holds(next) + "; " + m.prospect(next), soon}
+	case m.spread() != nil:
+		w := m.spread()
+		h = headline{"LEAK", fmt.Sprintf("%s has %s under %s, each below the threshold", w.Name, count(w.Zombies, "zombie"), count(w.Parents, "parent")), soon}
+		if w.FullInSeconds != nil {
+			h.text += "; its pid limit is full in " + span(seconds(*w.FullInSeconds))
+			if seconds(*w.FullInSeconds) < fullSoon {
+				h.grave = urgent
+			}
+		}
 	case most.Reapable >= max(st.Threshold, 1) && most.Reason != "":
-		h = headline{"LEAK", fmt.Sprintf("%s; left alone: %s", holds(most), spelled(most.Reason)), soon}
+		h = headline{"LEAK", fmt.Sprintf("%s; spared: %s", holds(most), spelled(most.Reason)), soon}
 	default:
-		h = headline{"OK", fmt.Sprintf("nobody meets the rule: %s in all, at most %s under one parent",
+		h = headline{"OK", fmt.Sprintf("no parent meets the rule: %s in total, at most %s under one parent",
 			count(m.shown.doc.Zombies, "zombie"), number(most.Zombies)), calm}
 	}
 	if leaks > 1 {
-		h.text += fmt.Sprintf("; %d more leak", leaks-1)
+		h.text += fmt.Sprintf("; %d more leaking", leaks-1)
 	}
 	switch {
 	case full:
 		h.badge, h.grave = "FULL", urgent
-		h.text = fmt.Sprintf("%.0f%% of all tasks: ", 100*m.used()) + h.text
+		h.text = fmt.Sprintf("%.0f%% of the pid limit used: ", 100*m.used()) + h.text
 	case filling && left < fullSoon:
 		h.grave = urgent
 		if h.badge == "OK" {
@@ -87,6 +97,16 @@ func (m *model) headline() headline {
 		h.text = "full in " + span(left) + ": " + h.text
 	}
 	return h
+}
+
+// spread is the workload with most zombies, if it leaks though no parent of it has
+// enough for the rule; else nil.
+func (m *model) spread() *report.Workload {
+	list := m.shown.doc.Workloads
+	if len(list) == 0 || list[0].Parents < 2 || list[0].Zombies < max(m.shown.status.Threshold, 1) {
+		return nil
+	}
+	return &list[0]
 }
 
 // doomed says that kzr acts on it, or would if it could and it goes on so.
@@ -102,7 +122,7 @@ func holds(r *row) string {
 	if r.Container != nil {
 		name = fmt.Sprintf("%s (%d)", r.who, r.PID)
 	}
-	s := name + " holds " + count(r.Zombies, "zombie")
+	s := name + " has " + count(r.Zombies, "zombie")
 	if rate := perTime(r.rate); r.rate > 0 && rate != "" {
 		s += " " + rate
 	}
@@ -114,10 +134,10 @@ func (m *model) prospect(r *row) string {
 	switch {
 	case m.Alone != "":
 		when, _ := r.verdict(m.elapsed(), "due")
-		return when + ", no daemon to act"
+		return when + ", but no daemon is running"
 	case m.shown.status.DryRun:
 		when, _ := r.verdict(m.elapsed(), "due")
-		return when + ", a dry run"
+		return when + " (dry run)"
 	}
 	when, g := r.verdict(m.elapsed(), "kzr acts")
 	if g == soon {

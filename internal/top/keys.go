@@ -6,26 +6,28 @@ import "charm.land/bubbles/v2/key"
 type keyMap struct {
 	up, down, pageUp, pageDown, first, last key.Binding
 	details, filter, pause, next, reverse   key.Binding
-	stream, zombies, help, back, quit       key.Binding
+	stream, zombies, workloads, help, back  key.Binding
+	quit                                    key.Binding
 }
 
 var keys = keyMap{
-	up:       bind("↑ k", "one up", "up", "k"),
-	down:     bind("↓ j", "one down", "down", "j"),
-	pageUp:   bind("pgup", "one page up", "pgup", "ctrl+b"),
-	pageDown: bind("pgdn", "one page down", "pgdown", "ctrl+f"),
-	first:    bind("g", "to the first", "home", "g"),
-	last:     bind("G", "to the last", "end", "G"),
-	details:  bind("enter", "details", "enter", "right"),
-	filter:   bind("/", "filter", "/", "ctrl+s"),
-	pause:    bind("space", "pause", "space"),
-	next:     bind("s", "sort", "s", ">", "<"),
-	reverse:  bind("r", "reverse", "r"),
-	stream:   bind("e", "events", "e", "tab"),
-	zombies:  bind("z", "zombie lines", "z"),
-	help:     bind("?", "help", "?", "f1"),
-	back:     bind("esc", "back", "esc", "left", "backspace"),
-	quit:     bind("q", "quit", "q", "ctrl+c", "f10"),
+	up:        bind("↑ k", "up", "up", "k"),
+	down:      bind("↓ j", "down", "down", "j"),
+	pageUp:    bind("pgup", "page up", "pgup", "ctrl+b"),
+	pageDown:  bind("pgdn", "page down", "pgdown", "ctrl+f"),
+	first:     bind("g", "first", "home", "g"),
+	last:      bind("G", "last", "end", "G"),
+	details:   bind("enter", "details", "enter", "right"),
+	filter:    bind("/", "filter", "/", "ctrl+s"),
+	pause:     bind("space", "pause", "space"),
+	next:      bind("s", "sort", "s", ">", "<"),
+	reverse:   bind("r", "reverse", "r"),
+	stream:    bind("e", "events", "e", "tab"),
+	zombies:   bind("z", "zombie lines", "z"),
+	workloads: bind("w", "workloads", "w"),
+	help:      bind("?", "help", "?", "f1"),
+	back:      bind("esc", "back", "esc", "left", "backspace"),
+	quit:      bind("q", "quit", "q", "ctrl+c", "f10"),
 }
 
 func bind(shown, what string, pressed ...string) key.Binding {

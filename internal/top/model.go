@@ -60,13 +60,16 @@ type model struct {
 	looking  bool
 	lookNext time.Time
 
-	rows     []row // all, as shown
-	visible  []int // indices into rows: filtered and sorted
+	rows     []row           // all, as shown
+	visible  []row           // filtered, sorted and maybe grouped
+	matching int             // of rows that the filter lets pass
+	grouped  bool            // by workload
+	opened   map[string]bool // workloads that show all their parents
 	sortBy   column
 	reverse  bool
 	filter   string
 	typing   bool
-	selected task.ID
+	selected lineID
 	touched  bool // the selection was made by a person, and stays
 	cursor   int  // index into visible
 	offset   int  // first visible row on the screen
@@ -81,7 +84,7 @@ type model struct {
 	detailAt   time.Time
 	pane       viewport.Model // of the details and the help
 	help       bool
-	lastClick  task.ID
+	lastClick  lineID
 	clickedAt  time.Time
 	detailBusy bool
 }
@@ -231,15 +234,19 @@ func (m *model) show() {
 func (m *model) arrange() {
 	sortRows(m.rows, m.sortBy, m.reverse)
 	words := m.words()
-	m.visible = m.visible[:0]
-	for i := range m.rows {
-		if m.rows[i].matches(words) {
-			m.visible = append(m.visible, i)
+	m.visible = nil
+	for _, r := range m.rows {
+		if r.matches(words) {
+			m.visible = append(m.visible, r)
 		}
+	}
+	m.matching = len(m.visible)
+	if m.grouped {
+		m.visible = grouped(m.visible, m.shown.doc.Workloads, m.sortBy, m.reverse, m.opened)
 	}
 	if !m.touched {
 		m.cursor = 0
-	} else if i := slices.IndexFunc(m.visible, func(i int) bool { return m.rows[i].id == m.selected }); i >= 0 {
+	} else if i := slices.IndexFunc(m.visible, func(r row) bool { return r.id == m.selected }); i >= 0 {
 		m.cursor = i
 	}
 	m.settle()
@@ -252,7 +259,7 @@ func (m *model) words() []string { return strings.Fields(strings.ToLower(m.filte
 func (m *model) settle() {
 	m.cursor = max(0, min(m.cursor, len(m.visible)-1))
 	if len(m.visible) > 0 {
-		m.selected = m.rows[m.visible[m.cursor]].id
+		m.selected = m.visible[m.cursor].id
 	}
 	n := m.layout().rows
 	m.offset = min(m.offset, m.cursor, max(0, len(m.visible)-n))
@@ -401,6 +408,9 @@ func (m *model) pressedTable(msg tea.KeyPressMsg) tea.Cmd {
 		m.settle()
 	case key.Matches(msg, keys.zombies):
 		m.noZombies = !m.noZombies
+	case key.Matches(msg, keys.workloads):
+		m.grouped, m.touched = !m.grouped, false
+		m.arrange()
 	case key.Matches(msg, keys.help):
 		m.help = true
 		m.pane.GotoTop()
@@ -408,13 +418,23 @@ func (m *model) pressedTable(msg tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
-// open shows the details of the selected parent.
+// open shows the details of the selected parent, or all parents of the selected
+// workload.
 func (m *model) open() tea.Cmd {
 	if len(m.visible) == 0 {
 		return nil
 	}
 	m.touched = true
-	m.detailOf, m.detail, m.detailErr = m.selected, nil, nil
+	if m.selected.PID == 0 {
+		if m.opened == nil {
+			m.opened = make(map[string]bool)
+		}
+		m.opened[m.selected.workload] = !m.opened[m.selected.workload]
+		m.selected.more = false // that line is gone
+		m.arrange()
+		return nil
+	}
+	m.detailOf, m.detail, m.detailErr = m.selected.ID, nil, nil
 	m.pane.GotoTop()
 	return m.inspect()
 }
@@ -453,7 +473,7 @@ func (m *model) clicked(x, y int) tea.Cmd {
 		m.settle()
 		// Time runs on with every message; clicks have no other clock.
 		if now := time.Now(); m.lastClick == m.selected && now.Sub(m.clickedAt) < doubleClick {
-			m.lastClick = task.ID{}
+			m.lastClick = lineID{}
 			return m.open()
 		}
 		m.lastClick, m.clickedAt = m.selected, time.Now()

@@ -21,7 +21,7 @@ func (m *model) paneTitle() string {
 		title = fmt.Sprintf("%s  %d %s", report.Who(d.Parent), d.PID, d.Comm)
 	}
 	if m.gone() {
-		title += " (it is gone)"
+		title += " (exited)"
 	}
 	return title
 }
@@ -58,23 +58,23 @@ func (m *model) helpLines() []string {
 	}
 	section("Keys")
 	show(keys.up, keys.down, keys.pageUp, keys.pageDown, keys.first, keys.last, keys.details, keys.back, keys.filter,
-		keys.next, keys.reverse, keys.pause, keys.stream, keys.zombies, keys.help, keys.quit)
+		keys.next, keys.reverse, keys.pause, keys.stream, keys.zombies, keys.workloads, keys.help, keys.quit)
 	out = append(out, "   "+accent.Render(m.left("P W C Z O R V", 14))+"sort by pid, who, command, zombies, oldest, rate, verdict")
-	out = append(out, "   "+accent.Render(m.left("mouse", 14))+"a title sorts, a row is selected, a double click opens it, the wheel scrolls")
+	out = append(out, "   "+accent.Render(m.left("mouse", 14))+"click a title to sort, a row to select it; double-click for details; wheel scrolls")
 	section("Verdicts")
-	item(warn, "acts in 23s", "it does not reap; it will meet the rule then, unless it reaps (\"due\" where nobody acts)")
-	item(bad, "acting", "the signals are under way: SIGCHLD, SIGTERM, SIGKILL, each with time to take effect")
-	item(dim, "watch", "it holds fewer zombies than the rule is about, or young ones")
-	item(dim, "protected", "never signalled: pid 1, kernel threads, kzr itself, the host's infrastructure")
-	item(dim, "out of scope", "in no container, and the scope is containers")
-	item(dim, "by rule", "a rule of the configuration says observe")
-	item(warn, "stopped ...", "traced, frozen, dying, in D state: not now; looked at again every second")
-	item(warn, "rate limited", "the limit on kills is reached; \"backoff\": it was acted on a short while ago")
+	item(warn, "acts in 23s", "it is not reaping and meets the rule then (\"due\" if no daemon acts)")
+	item(bad, "acting", "kzr is acting on it: SIGCHLD, reaping inside it, SIGTERM, SIGKILL")
+	item(dim, "watch", "it has fewer zombies than the threshold, or younger ones than grace")
+	item(dim, "protected", "never acted on: pid 1, kernel threads, kzr itself, the host's infrastructure")
+	item(dim, "out of scope", "not in a container, and the scope is containers")
+	item(dim, "by rule", "a configured rule says observe")
+	item(warn, "stopped ...", "also traced, frozen, dying, in D state, waits for a child: spared until that ends or a pid limit is near")
+	item(warn, "rate limited", "the limit on kills is used up; \"backoff\": it was acted on recently")
 	section("Bar")
-	out = append(out, "   "+good.Render(m.live)+" live tasks   "+bad.Render(m.dead)+" zombies   "+dim.Render(m.free)+" room")
+	out = append(out, "   "+good.Render(m.live)+" live tasks   "+bad.Render(m.dead)+" zombies   "+dim.Render(m.free)+" free")
 	section("About")
-	item(plain, "", "A zombie is a dead process that its parent has not asked about. It holds a slot of the process table until then. "+
-		"kzr top only looks: it sends no signal, with or without a daemon.")
+	item(plain, "", "A zombie is a process that has exited and that its parent has not waited for. Until then it uses up a pid. "+
+		"kzr top only shows: it sends no signals.")
 	if notes := m.notes(); len(notes) > 0 {
 		section("Notes")
 		for _, n := range notes {
@@ -93,11 +93,11 @@ func (m *model) detailLines() []string {
 	d := m.detail
 	switch {
 	case d == nil && m.gone():
-		return []string{"", dim.Render("  It is gone, and its zombies with it or to another parent.")}
+		return []string{"", dim.Render("  It has exited.")}
 	case d == nil && m.detailErr != nil:
 		return []string{"", bad.Render(m.cut("  "+m.detailErr.Error(), m.w))}
 	case d == nil:
-		return []string{"", dim.Render("  Looking" + m.more)}
+		return []string{"", dim.Render("  Loading" + m.more)}
 	}
 	if m.w < twoColumns {
 		w := m.w - 2

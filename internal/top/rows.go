@@ -12,24 +12,36 @@ import (
 	"kzr/internal/task"
 )
 
-// row is a parent as the table needs it.
+// row is a line of the table: a parent, or in the view by workload also a workload, or
+// how many of its parents are left out.
 type row struct {
 	report.Parent
-	id           task.ID
+	id           lineID
 	who, command string
 	past         *series
 	rate         float64
+
+	load  *report.Workload // of a workload's line
+	more  int              // parents that are left out here
+	below bool             // it stands below its workload's line
+}
+
+// lineID tells lines apart, from one look to the next.
+type lineID struct {
+	task.ID
+	workload string // of a workload's line, or of what is left out below it
+	more     bool
 }
 
 func newRows(doc *report.Document, h *history, dryRun bool) []row {
 	rows := make([]row, len(doc.Parents))
 	for i, p := range doc.Parents {
 		r := &rows[i]
-		*r = row{Parent: p, id: task.ID{PID: p.PID, Start: p.StartTime}, who: report.Who(p), command: report.Command(p)}
+		*r = row{Parent: p, id: lineID{ID: task.ID{PID: p.PID, Start: p.StartTime}}, who: report.Who(p), command: report.Command(p)}
 		if dryRun && r.Reason == string(policy.Backoff) {
 			r.Reason = rehearsed
 		}
-		r.past = h.parents[r.id]
+		r.past = h.parents[r.id.ID]
 		if r.past != nil {
 			r.rate, _ = r.past.rate()
 		}
@@ -40,7 +52,7 @@ func newRows(doc *report.Document, h *history, dryRun bool) []row {
 // matches says whether a row holds every word of the filter, in any case.
 func (r *row) matches(words []string) bool {
 	return len(words) == 0 || holdsAll(strings.Join([]string{
-		strconv.Itoa(r.PID), r.who, r.command, r.Comm, r.Exe, r.Verdict, spelled(r.Reason), r.Cgroup,
+		strconv.Itoa(r.PID), r.who, r.Workload, r.command, r.Comm, r.Exe, r.Verdict, spelled(r.Reason), r.Cgroup,
 	}, "\n"), words)
 }
 
@@ -66,6 +78,7 @@ const (
 	colWho
 	colCommand
 	colZombies
+	colAdopted
 	colSpark
 	colOldest
 	colRate
@@ -123,6 +136,61 @@ func left(r *row) float64 {
 	return *r.DeadlineSeconds
 }
 
+// fewBelow is how many parents stand below a workload that is not opened.
+const fewBelow = 3
+
+// grouped puts the line of its workload before the parents of each, in the order of
+// the workloads' zombies or of what the table is sorted by. Parents come in order and
+// have passed the filter.
+func grouped(parents []row, loads []report.Workload, by column, reverse bool, open map[string]bool) []row {
+	below := make(map[string][]row)
+	for _, r := range parents {
+		r.below = true
+		below[r.Workload] = append(below[r.Workload], r)
+	}
+	var heads []row
+	for name, list := range below {
+		load := report.Workload{Name: name, Parents: len(list)}
+		for _, r := range list {
+			load.Zombies += r.Zombies
+		}
+		for _, l := range loads {
+			if l.Name == name {
+				load = l
+			}
+		}
+		head := row{Parent: list[0].Parent, id: lineID{workload: name}, who: cmp.Or(name, "no workload"), load: &load, rate: perSecond(load.RatePerHour)}
+		head.Zombies, head.PID = load.Zombies, 0
+		heads = append(heads, head)
+	}
+	slices.SortFunc(heads, func(a, b row) int {
+		c := compare(by, &a, &b)
+		if reverse {
+			c = -c
+		}
+		return cmp.Or(c, cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.who, b.who))
+	})
+	var out []row
+	for _, head := range heads {
+		out = append(out, head)
+		list := below[head.id.workload]
+		if n := len(list); n > fewBelow+1 && !open[head.id.workload] {
+			out = append(out, list[:fewBelow]...)
+			out = append(out, row{id: lineID{workload: head.id.workload, more: true}, more: n - fewBelow, below: true})
+			continue
+		}
+		out = append(out, list...)
+	}
+	return out
+}
+
+func perSecond(perHour *float64) float64 {
+	if perHour == nil {
+		return 0
+	}
+	return *perHour / 3600
+}
+
 func sortRows(rows []row, by column, reverse bool) {
 	slices.SortStableFunc(rows, func(a, b row) int {
 		c := compare(by, &a, &b)
@@ -143,6 +211,10 @@ func spelled(reason string) string {
 		return "by rule"
 	case policy.Uninterruptible:
 		return "in D state"
+	case policy.Waiting:
+		return "waits for a child"
+	case policy.Foreign:
+		return "foreign zombies"
 	}
 	return strings.ReplaceAll(reason, "_", " ")
 }
@@ -164,7 +236,8 @@ func (r *row) verdict(elapsed time.Duration, acts string) (string, grave) {
 		return "acting", urgent
 	case r.Reason != "":
 		switch policy.Reason(r.Reason) {
-		case policy.Traced, policy.Stopped, policy.Frozen, policy.Dying, policy.Uninterruptible, policy.RateLimited, policy.Backoff:
+		case policy.Traced, policy.Stopped, policy.Frozen, policy.Dying, policy.Uninterruptible, policy.Waiting, policy.Foreign,
+			policy.RateLimited, policy.Backoff:
 			return spelled(r.Reason), soon
 		}
 		return spelled(r.Reason), calm

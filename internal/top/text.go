@@ -114,13 +114,10 @@ func (g *glyphs) right(s string, w int) string {
 // middle shortens s to w columns and keeps both ends: a namespace in front, a
 // container behind.
 func (g *glyphs) middle(s string, w int) string {
-	s = report.Sanitize(s)
-	n := ansi.StringWidth(s)
-	if n <= w || w < 5 {
-		return g.cut(s, w)
+	if w <= 0 {
+		return ""
 	}
-	front := (w - 1) / 2
-	return ansi.Truncate(s, front, "") + g.more + ansi.TruncateLeft(s, n-(w-1-front), "")
+	return report.Shorten(report.Sanitize(s), w, true, g.more)
 }
 
 // keyName spells out the arrows where they cannot be drawn.

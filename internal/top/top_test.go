@@ -126,8 +126,8 @@ func wants(t *testing.T, m *model, all ...string) {
 // pids are those of the table, from above.
 func pids(m *model) []int {
 	var out []int
-	for _, i := range m.visible {
-		out = append(out, m.rows[i].PID)
+	for _, r := range m.visible {
+		out = append(out, r.PID)
 	}
 	return out
 }
@@ -135,7 +135,7 @@ func pids(m *model) []int {
 func TestReadableAt80x24(t *testing.T) {
 	m := screen(t, 80, 24, Options{})
 	wants(t, m,
-		"kzr top node-17", "ACTING", "ci/runner-0/job (6000) holds 60 zombies", // what to know first
+		"kzr top node-17", "ACTING", "ci/runner-0/job (6000) has 60 zombies", // what to know first
 		"61%", "20,000 of 32,768", "12,172 in 5 parents", "kills 3",
 		"PID", "WHO", "COMMAND", "ZOMBIES", "OLDEST", "RATE", "VERDICT",
 		"12,000", "acts in 23s", "acting", "out of scope", "watch", "stopped", "cron.service",
@@ -147,7 +147,7 @@ func TestReadableAt80x24(t *testing.T) {
 
 func TestUsefulAt200x60(t *testing.T) {
 	m := screen(t, 200, 60, Options{})
-	wants(t, m, "shop/web-7f9c4d/app", "app --serve", "spared: out of scope", "ST", "UID", "Linux 6.12.0", "kzr 1.0.0", "rule: 50 zombies for 1m00s", "1 more leak")
+	wants(t, m, "shop/web-7f9c4d/app", "app --serve", "spared: out of scope", "ST", "UID", "Linux 6.12.0", "kzr 1.0.0", "rule: 50 zombies for 1m00s", "1 more leaking")
 }
 
 func TestReadableAt40x10(t *testing.T) {
@@ -177,6 +177,7 @@ func TestEverySizeFits(t *testing.T) {
 		{"details", func(m *model) { openDetails(m) }},
 		{"help", func(m *model) { press(m, "?") }},
 		{"no stream", func(m *model) { press(m, "e") }},
+		{"workloads", func(m *model) { press(m, "w") }},
 		{"paused", func(m *model) { press(m, "space") }},
 		{"empty", func(m *model) { see(m, time.Second, report.Document{}, status()) }},
 		{"no answer", func(m *model) { m.Update(sampleMsg{at: noon.Add(time.Hour), err: errors.New("gone")}) }},
@@ -278,7 +279,7 @@ func openDetails(m *model) {
 	press(m, "enter")
 	never := false
 	d := report.Detail{
-		Parent: m.rows[m.visible[m.cursor]].Parent, Threads: 3, HasReaped: &never, NSPID: []int{4242, 1},
+		Parent: m.visible[m.cursor].Parent, Threads: 3, HasReaped: &never, NSPID: []int{4242, 1},
 		Signals: report.Signals{Chld: "default", ChldBlocked: true, Term: "default"}, Pids: &report.PidsLimit{Current: 90, Limit: 100},
 		Ancestors: []report.Relative{{PID: 1, Comm: "systemd"}}, Sample: []report.ZombieChild{{PID: 9999, Comm: "curl", AgeSeconds: new(float64(40))}},
 		Threshold: 50, Grace: 60, Plan: []string{"The daemon's plan."}, Advice: []string{"The daemon's advice."},
@@ -291,16 +292,16 @@ func TestDetails(t *testing.T) {
 	if cmd := press(m, "enter"); cmd == nil {
 		t.Error("enter asks nobody")
 	}
-	wants(t, m, "Process 4242", "Looking")
+	wants(t, m, "Process 4242", "Loading")
 	press(m, "esc")
 	openDetails(m)
-	wants(t, m, "Who it is", "12000 dead children", "SIGCHLD is blocked", "The daemon's plan.", "The daemon's advice.",
+	wants(t, m, "Process", "12000 zombies that it could reap", "SIGCHLD is blocked", "The daemon's plan.", "The daemon's advice.",
 		"90 of 100 (90%)", "1 systemd", "4242 node", "9999 curl <defunct> for 40s", "ACTING")
 	if strings.Contains(text(m), "Events") {
 		t.Error("the stream is there too")
 	}
 	m.Update(detailMsg{id: m.detailOf, at: m.now, err: report.ErrNotFound})
-	wants(t, m, "(it is gone)", "Who it is") // what was last known stays
+	wants(t, m, "(exited)", "What kzr does") // what was last known stays
 	press(m, "esc")
 	wants(t, m, "Events", "VERDICT")
 
@@ -318,7 +319,7 @@ func TestDetails(t *testing.T) {
 func TestHelp(t *testing.T) {
 	m := screen(t, 100, 60, Options{})
 	press(m, "?")
-	wants(t, m, "filter", "reverse", "mouse", "acts in 23s", "out of scope", "sends no signal")
+	wants(t, m, "filter", "reverse", "mouse", "acts in 23s", "out of scope", "sends no signals")
 	press(m, "?")
 	wants(t, m, "Events")
 }
@@ -347,6 +348,70 @@ func TestSort(t *testing.T) {
 	press(m, "O")
 	if title := lineWith(t, m, "VERDICT"); !strings.Contains(title, "OLDEST") || strings.Contains(title, "ZOMBIES▼") {
 		t.Errorf("titles: %q", title)
+	}
+}
+
+// spread is a node on which a workload leaks under many parents.
+func spread() report.Document {
+	doc := node()
+	for i := range 6 {
+		doc.Parents = append(doc.Parents, parent(9000+i, 40-i, func(p *report.Parent) { p.Workload, p.Comm = "shop/batch/worker", "worker" }))
+	}
+	doc.Parents[0].Workload = "shop/web-7f9c4d/app"
+	doc.Workloads = []report.Workload{
+		{Name: "shop/web-7f9c4d/app", Zombies: 12000, Parents: 1, Pids: new(12100), PidsLimit: new(20000), RatePerHour: new(3600.0), FullInSeconds: new(7900.0)},
+		{Name: "shop/batch/worker", Zombies: 225, Parents: 6, Pids: new(300)},
+	}
+	return doc
+}
+
+func TestWorkloads(t *testing.T) {
+	m := screen(t, 120, 36, Options{})
+	see(m, time.Second, spread(), status())
+	press(m, "w")
+	var names []string
+	for _, r := range m.visible {
+		names = append(names, strings.TrimSpace(r.label("")))
+	}
+	want := "shop/web-7f9c4d/app;node;shop/batch/worker;worker;worker;worker;and 3 more;no workload;app;app;app;app"
+	if got := strings.Join(names, ";"); got != want {
+		t.Errorf("lines %s, want %s", got, want)
+	}
+	if got := lineWith(t, m, "shop/web-7f9c4d/app "); !strings.Contains(got, "1 parent, 12,100/20,000 pids") || !strings.Contains(got, "+1/s") || !strings.Contains(got, "full in 2h11m") {
+		t.Errorf("a workload's line is %q", got)
+	}
+	wants(t, m, "6 parents, 300 pids", "and 3 more", "ADOPTED")
+	press(m, "down", "down", "enter") // opens the second
+	if got := m.selected; got.workload != "shop/batch/worker" || strings.Contains(text(m), "and 3 more") || !strings.Contains(text(m), "9005") {
+		t.Errorf("opened %+v:\n%s", got, text(m))
+	}
+	press(m, "enter")
+	wants(t, m, "and 3 more")
+	press(m, "down", "enter")
+	if m.detailOf.PID != 9000 {
+		t.Errorf("enter on a parent opens %v", m.detailOf)
+	}
+	press(m, "esc", "/")
+	write(m, "batch")
+	press(m, "enter")
+	wants(t, m, "6 of 11")
+	if strings.Contains(text(m), "web-7f9c4d/app ") {
+		t.Error("the filter leaves other workloads")
+	}
+	press(m, "esc", "w")
+	wants(t, m, "cron.service")
+}
+
+// A leak that no single parent shows is what to know first.
+func TestHeadlineOfASpreadLeak(t *testing.T) {
+	doc := spread()
+	doc.Parents, doc.Workloads = doc.Parents[5:], doc.Workloads[1:]
+	doc.Workloads[0].FullInSeconds = new(600.0)
+	m := screen(t, 120, 30, Options{})
+	see(m, time.Second, doc, status())
+	if h := m.headline(); h.badge != "LEAK" || h.grave != urgent ||
+		!strings.Contains(h.text, "shop/batch/worker has 225 zombies under 6 parents, each below the threshold; its pid limit is full in 10m00s") {
+		t.Errorf("%+v", h)
 	}
 }
 
@@ -402,7 +467,7 @@ func TestSelectionStaysOnItsParent(t *testing.T) {
 	doc = node()
 	doc.Parents[2].StartTime++
 	see(m, 2*time.Second, doc, status())
-	if got := m.rows[m.visible[m.cursor]].id; got != m.selected {
+	if got := m.visible[m.cursor].id; got != m.selected {
 		t.Errorf("cursor on %v, selected %v", got, m.selected)
 	}
 	// One that is gone leaves the selection to its neighbour.
@@ -453,7 +518,7 @@ func TestPause(t *testing.T) {
 	doc.Parents[0].Zombies = 99999
 	see(m, 9*time.Second, doc, status())
 	m.Update(eventsMsg{{report.StreamEvent{Event: "signal", Signal: "SIGTERM", PID: 6000}, 1}})
-	wants(t, m, "12,000", "acts in 23s", "1 line since the pause")
+	wants(t, m, "12,000", "acts in 23s", "1 line since paused")
 	if strings.Contains(text(m), "SIGTERM") {
 		t.Error("an event is shown during the pause")
 	}
@@ -519,17 +584,17 @@ func TestStream(t *testing.T) {
 	f.push(report.StreamEvent{Time: noon, Event: "spared", Reason: "out_of_scope", PID: 500, Comm: "cron", Message: "because"})
 	f.push(report.StreamEvent{Event: report.EventMissed, Count: 12})
 	m.Update(f.next(t.Context())())
-	if got := lineWith(t, m, "3 more stay"); !strings.Contains(got, "12:00:00 zombie") || !strings.Contains(got, "shop/web-1 4242 node") {
+	if got := lineWith(t, m, "3 more unreaped"); !strings.Contains(got, "12:00:00 zombie") || !strings.Contains(got, "shop/web-1 4242 node") {
 		t.Errorf("%q", got)
 	}
-	wants(t, m, "SIGTERM", "told to end", "61 zombies, oldest 1m01s", "child 77 stays", "out of scope: because", "12 lines")
+	wants(t, m, "SIGTERM", "told to end", "61 zombies, oldest 1m01s", "child 77 unreaped", "out of scope: because", "12 events")
 	press(m, "/")
 	write(m, "sigterm 4242")
-	if s := text(m); !strings.Contains(s, "told to end") || strings.Contains(s, "stay") {
+	if s := text(m); !strings.Contains(s, "told to end") || strings.Contains(s, "unreaped") {
 		t.Errorf("the filter is not about the stream:\n%s", s)
 	}
 	press(m, "esc", "z")
-	if strings.Contains(text(m), "stay") || !strings.Contains(text(m), "SIGTERM") {
+	if strings.Contains(text(m), "unreaped") || !strings.Contains(text(m), "SIGTERM") {
 		t.Error("z does not hide the zombies alone")
 	}
 	press(m, "e")
@@ -566,17 +631,17 @@ func TestHeadline(t *testing.T) {
 		grave grave
 	}{
 		{"nothing", "", func(d *report.Document, _ *report.Status) { *d = report.Document{} }, "OK", "No zombies", calm},
-		{"nothing that can be seen", "", func(d *report.Document, s *report.Status) { *d, s.Problems = report.Document{}, []string{"x"} }, "UNSURE", "cannot see everything", soon},
-		{"few", "", func(d *report.Document, _ *report.Status) { *d = calmDoc }, "OK", "nobody meets the rule", calm},
-		{"acting", "", func(*report.Document, *report.Status) {}, "ACTING", "ci/runner-0/job (6000) holds 60", urgent},
-		{"due", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "holds 12,000 zombies; kzr acts in 23s unless it reaps", soon},
-		{"due, nobody acts", "no daemon", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "due in 23s, no daemon to act", soon},
-		{"due, dry run", "", func(d *report.Document, s *report.Status) { d.Parents, s.DryRun = d.Parents[:1], true }, "LEAK", "a dry run", soon},
-		{"spared", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[1:2] }, "LEAK", "app (500) holds 75 zombies; left alone: out of scope", soon},
+		{"nothing that can be seen", "", func(d *report.Document, s *report.Status) { *d, s.Problems = report.Document{}, []string{"x"} }, "UNSURE", "cannot see all processes", soon},
+		{"few", "", func(d *report.Document, _ *report.Status) { *d = calmDoc }, "OK", "no parent meets the rule", calm},
+		{"acting", "", func(*report.Document, *report.Status) {}, "ACTING", "ci/runner-0/job (6000) has 60", urgent},
+		{"due", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "has 12,000 zombies; kzr acts in 23s unless it reaps", soon},
+		{"due, nobody acts", "no daemon", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "due in 23s, but no daemon is running", soon},
+		{"due, dry run", "", func(d *report.Document, s *report.Status) { d.Parents, s.DryRun = d.Parents[:1], true }, "LEAK", "(dry run)", soon},
+		{"spared", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[1:2] }, "LEAK", "app (500) has 75 zombies; spared: out of scope", soon},
 		{"spared, and fills the table", "", func(d *report.Document, _ *report.Status) {
 			d.Parents[1].Zombies, d.Parents[1].Reapable = 14000, 14000
-		}, "LEAK", "14,000 zombies; left alone: out of scope", urgent},
-		{"full", "", func(_ *report.Document, s *report.Status) { s.Tasks = 31000 }, "FULL", "95% of all tasks", urgent},
+		}, "LEAK", "14,000 zombies; spared: out of scope", urgent},
+		{"full", "", func(_ *report.Document, s *report.Status) { s.Tasks = 31000 }, "FULL", "95% of the pid limit used", urgent},
 	}
 	for _, tt := range tests {
 		m := newModel(t.Context(), Options{Alone: tt.alone})
@@ -594,7 +659,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	wants(t, m, "NO VIEW", "nobody there")
 	see(m, time.Second, node(), status())
 	m.Update(sampleMsg{at: noon.Add(31 * time.Second), err: errors.New("it hangs")})
-	wants(t, m, "NO ANSWER", "for 30s; what is shown is old", "4242")
+	wants(t, m, "NO ANSWER", "for 30s; showing old data", "4242")
 	see(m, time.Minute, node(), status())
 	if strings.Contains(text(m), "NO ANSWER") {
 		t.Error("an answer does not end the alarm")

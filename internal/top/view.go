@@ -153,7 +153,7 @@ func (m *model) title(l layout) string {
 	switch {
 	case m.shown.at.IsZero():
 	case l.compact && m.Alone != "":
-		if !back.add(warn.Render("no daemon, only watching")) {
+		if !back.add(warn.Render("no daemon, view only")) {
 			back.add(warn.Render("no daemon"))
 		}
 	default:
@@ -206,7 +206,7 @@ func (m *model) tasks() string {
 	s := segments{room: m.w}
 	label := dim.Render("Tasks  ") + " "
 	if st.TasksLimit <= 0 {
-		s.add(label + bold.Render(number(tasks)) + dim.Render(" of a number that kzr cannot see"))
+		s.add(label + bold.Render(number(tasks)) + dim.Render(" (limit unknown)"))
 		return s.b.String()
 	}
 	used := m.used()
@@ -293,9 +293,11 @@ const (
 // columns are those that fit, from left to right.
 func (m *model) columns() []place {
 	pid, who := 5, len("WHO")
-	for _, i := range m.visible {
-		pid = max(pid, len(strconv.Itoa(m.rows[i].PID)))
-		who = max(who, columnsOf(m.rows[i].who))
+	for _, r := range m.visible {
+		pid = max(pid, len(strconv.Itoa(r.PID)))
+		if who = max(who, columnsOf(r.who)); m.grouped {
+			who = max(who, columnsOf(r.Comm)+4)
+		}
 	}
 	verdict := 13
 	if m.w >= wide {
@@ -309,11 +311,14 @@ func (m *model) columns() []place {
 		from  int // only on screens so wide
 	}{
 		{colPID, pid, 0}, {colRate, 7, 0}, {colOldest, 6, 0}, {colCommand, leastCommand, 0}, {colSpark, 6, 0},
-		{colState, 2, 100}, {colUID, 6, wide},
+		{colState, 2, 100}, {colUID, 6, wide}, {colAdopted, 7, wide},
 	} {
 		least := leastWho
 		if c.column == colPID {
 			least = 8
+		}
+		if m.grouped && (c.column == colSpark || c.column == colUID) {
+			continue // a workload's line says more where the command is
 		}
 		if m.w >= c.from && room-c.width-1 >= least {
 			has[c.column] = c.width
@@ -338,7 +343,7 @@ func (m *model) columns() []place {
 	for _, p := range []place{
 		{column: colPID, title: "PID", right: true}, {column: colState, title: "ST"}, {column: colUID, title: "UID", right: true},
 		{column: colWho, title: "WHO"}, {column: colCommand, title: "COMMAND"},
-		{column: colZombies, title: "ZOMBIES", right: true}, {column: colSpark, title: "1 MIN"},
+		{column: colZombies, title: "ZOMBIES", right: true}, {column: colAdopted, title: "ADOPTED", right: true}, {column: colSpark, title: "1 MIN"},
 		{column: colOldest, title: "OLDEST", right: true}, {column: colRate, title: "RATE", right: true}, {column: colVerdict, title: "VERDICT"},
 	} {
 		p.width = has[p.column]
@@ -386,7 +391,7 @@ func (m *model) table(l layout) []string {
 		acts = "due"
 	}
 	for i := m.offset; i < len(m.visible) && i < m.offset+l.rows; i++ {
-		lines = append(lines, m.line(&m.rows[m.visible[i]], columns, i == m.cursor, acts))
+		lines = append(lines, m.line(&m.visible[i], columns, i == m.cursor, acts))
 	}
 	for len(lines) < l.rows+1 {
 		lines = append(lines, "")
@@ -400,9 +405,9 @@ func (m *model) nothing(l layout) []string {
 	text := "No zombies."
 	switch {
 	case m.shown.at.IsZero():
-		text = "Looking" + m.more
+		text = "Loading" + m.more
 	case m.filter != "" && len(m.rows) > 0:
-		text = fmt.Sprintf("No parent matches %q; esc shows all.", m.filter)
+		text = fmt.Sprintf("No parent matches %q; press esc to clear the filter.", m.filter)
 	}
 	if l.rows > 0 {
 		text = m.cut(text, m.w)
@@ -414,7 +419,9 @@ func (m *model) nothing(l layout) []string {
 func (m *model) line(r *row, columns []place, selected bool, acts string) string {
 	elapsed := m.elapsed()
 	verdict, g := r.verdict(elapsed, acts)
-	if m.w >= wide {
+	if r.PID == 0 {
+		verdict, g = r.prospect()
+	} else if m.w >= wide {
 		switch {
 		case r.Verdict == "spared":
 			verdict = "spared: " + verdict
@@ -426,33 +433,31 @@ func (m *model) line(r *row, columns []place, selected bool, acts string) string
 	for i, c := range columns {
 		text, style := "", plain
 		switch c.column {
-		case colPID:
-			text, style = strconv.Itoa(r.PID), dim
-		case colState:
-			text, style = r.State, dim
-		case colUID:
-			text, style = strconv.FormatUint(uint64(r.UID), 10), dim
+		case colVerdict, colZombies, colRate: // of all kinds of lines
 		case colWho:
-			text = m.middle(r.who, c.width)
+			text = m.middle(r.label(m.tee), c.width)
+			if r.load != nil {
+				style = bold
+			}
 		case colCommand:
 			text, style = r.command, dim
+			if r.load != nil {
+				text = r.inside()
+			}
+		default:
+			if r.PID == 0 {
+				break
+			}
+			text, style = m.cell(r, c, elapsed)
+		}
+		switch c.column {
 		case colZombies:
+			if r.more > 0 {
+				break
+			}
 			text, style = number(r.Zombies), bold
 			if len(text) > c.width {
 				text = strconv.Itoa(r.Zombies)
-			}
-		case colSpark:
-			if r.past != nil {
-				text = r.past.spark(c.width, m.spark)
-			}
-			if style = dim; r.rate > 0 {
-				style = warn
-			}
-		case colOldest:
-			if age, known := r.Oldest(); known {
-				text = span(age + elapsed)
-			} else if r.Reapable > 0 {
-				text = "-"
 			}
 		case colRate:
 			if text = perTime(r.rate); r.rate > 0 {
@@ -488,6 +493,71 @@ func (m *model) line(r *row, columns []place, selected bool, acts string) string
 	return b.String()
 }
 
+// cell is what only a parent has.
+func (m *model) cell(r *row, c place, elapsed time.Duration) (text string, style paint) {
+	switch style = dim; c.column {
+	case colPID:
+		text = strconv.Itoa(r.PID)
+	case colState:
+		text = r.State
+	case colUID:
+		text = strconv.FormatUint(uint64(r.UID), 10)
+	case colAdopted:
+		text = number(r.Adopted)
+	case colSpark:
+		if r.past != nil {
+			text = r.past.spark(c.width, m.spark)
+		}
+		if r.rate > 0 {
+			style = warn
+		}
+	case colOldest:
+		style = plain
+		if age, known := r.Oldest(); known {
+			text = span(age + elapsed)
+		} else if r.Reapable > 0 {
+			text = "-"
+		}
+	}
+	return text, style
+}
+
+// label is the name of a line.
+func (r *row) label(tee string) string {
+	switch {
+	case r.more > 0:
+		return "  " + tee + "and " + number(r.more) + " more"
+	case r.below:
+		return "  " + tee + r.Comm
+	}
+	return r.who
+}
+
+// inside is what a workload holds.
+func (r *row) inside() string {
+	text := count(r.load.Parents, "parent")
+	if r.load.Pids != nil {
+		text += ", " + number(*r.load.Pids)
+		if r.load.PidsLimit != nil {
+			text += "/" + number(*r.load.PidsLimit)
+		}
+		text += " pids"
+	}
+	return text
+}
+
+// prospect is what becomes of a workload.
+func (r *row) prospect() (string, grave) {
+	if r.load == nil || r.load.FullInSeconds == nil {
+		return "", calm
+	}
+	left := seconds(*r.load.FullInSeconds)
+	if left < fullSoon {
+		return "full in " + span(left), urgent
+	}
+	return "full in " + span(left), calm
+}
+
 // rule is a horizontal line with a title in it.
 func (m *model) rule(title string) string {
 	title = m.cut(title, m.w-4)
@@ -499,10 +569,10 @@ func (m *model) rule(title string) string {
 func (m *model) stream(l layout) []string {
 	title := "Events"
 	if m.noZombies {
-		title += " (z shows zombies too)"
+		title += " (press z to show zombies)"
 	}
 	if n := len(m.held); n > 0 {
-		title += fmt.Sprintf(" (%s since the pause)", count(n, "line"))
+		title += fmt.Sprintf(" (%s since paused)", count(n, "line"))
 	}
 	lines := []string{m.rule(title)}
 	var shown []string
@@ -520,9 +590,9 @@ func (m *model) stream(l layout) []string {
 		lines = append(lines, line)
 	}
 	if len(shown) == 0 && l.events > 0 {
-		text := " Nothing has happened since this screen was opened."
+		text := " No events yet."
 		if len(m.events) > 0 {
-			text = " Nothing of what has happened is to be shown."
+			text = " No events match."
 		}
 		lines = append(lines, dim.Render(m.cut(text, m.w)))
 	}
@@ -564,11 +634,11 @@ func (m *model) event(e *entry) string {
 	}
 	switch {
 	case e.Event == report.EventZombie && e.n > 1:
-		text = fmt.Sprintf("%d more stay, %d in all", e.n, e.Zombies)
+		text = fmt.Sprintf("%d more unreaped, %d in total", e.n, e.Zombies)
 	case e.Event == report.EventZombie:
-		text = fmt.Sprintf("child %d stays, %d in all", e.Child, e.Zombies)
+		text = fmt.Sprintf("child %d unreaped, %d in total", e.Child, e.Zombies)
 	case e.Event == report.EventMissed:
-		text = fmt.Sprintf("%d lines came faster than they could be shown", e.Count)
+		text = fmt.Sprintf("%d events were too fast to be shown", e.Count)
 	default:
 		if e.Zombies > 0 {
 			about += fmt.Sprintf(" (%s, oldest %s)", count(e.Zombies, "zombie"), span(seconds(e.OldestSeconds)))
@@ -596,7 +666,7 @@ func (m *model) event(e *entry) string {
 func (m *model) footer() string {
 	if m.typing {
 		s := fmt.Sprintf("/%s", m.filter)
-		hint := fmt.Sprintf("  %d of %d; enter keeps it, esc shows all", len(m.visible), len(m.rows))
+		hint := fmt.Sprintf("  %d of %d; enter applies, esc clears", m.matching, len(m.rows))
 		return accent.Render(m.cut(s, m.w-1)) + chosen.Render(" ") + dim.Render(m.cut(hint, m.w-ansi.StringWidth(s)-1))
 	}
 	s := segments{room: m.w}
@@ -617,8 +687,8 @@ func (m *model) footer() string {
 		return s.b.String()
 	}
 	if m.filter != "" {
-		s.add(search.Render(m.cut(" /"+m.filter+" ", m.w/3)) + dim.Render(fmt.Sprintf(" %d of %d", len(m.visible), len(m.rows))))
+		s.add(search.Render(m.cut(" /"+m.filter+" ", m.w/3)) + dim.Render(fmt.Sprintf(" %d of %d", m.matching, len(m.rows))))
 	}
-	show(keys.help, keys.quit, keys.details, keys.filter, keys.next, keys.pause, keys.stream, keys.reverse, keys.zombies)
+	show(keys.help, keys.quit, keys.details, keys.filter, keys.workloads, keys.next, keys.pause, keys.stream, keys.reverse, keys.zombies)
 	return s.b.String()
 }
