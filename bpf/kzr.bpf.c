@@ -471,6 +471,8 @@ struct facts {
 	__u32 pid_ns;
 	__u32 mnt_ns;
 	__u32 user_ns;
+	__u32 outer_pid_ns; /* the outermost below the first; 0 if it is in that one */
+	__u32 pad;
 	__u64 caught;
 	__u64 ignored;
 	__u64 blocked;
@@ -689,6 +691,9 @@ __noinline int gather(__u64 leader, __u32 slot)
 	f->level = addr ? U32(addr, pid, level) : 0;
 	for (i = 0; i < LEVELS; i++)
 		f->nspid[i] = i <= f->level ? read_u32(addr + AT(pid, numbers) + i * bpf_core_type_size(struct upid)) : 0;
+	f->outer_pid_ns = 0;
+	if (f->level > 0)
+		f->outer_pid_ns = U32(U64(addr + AT(pid, numbers) + bpf_core_type_size(struct upid), upid, ns), pid_namespace, ns.inum);
 	addr += AT(pid, numbers) + (__u64)f->level * bpf_core_type_size(struct upid);
 	f->innermost = U32(addr, upid, nr);
 	f->pid_ns = U32(U64(addr, upid, ns), pid_namespace, ns.inum);

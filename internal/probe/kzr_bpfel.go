@@ -51,6 +51,8 @@ type kzrFacts struct {
 	PidNs         uint32
 	MntNs         uint32
 	UserNs        uint32
+	OuterPidNs    uint32
+	Pad           uint32
 	Caught        uint64
 	Ignored       uint64
 	Blocked       uint64

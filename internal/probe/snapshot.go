@@ -234,6 +234,7 @@ func (p *Probe) facts(f *kzrFacts) (task.ID, task.Facts) {
 		PIDNS:        uint64(f.PidNs),
 		MntNS:        uint64(f.MntNs),
 		UserNS:       uint64(f.UserNs),
+		OuterPIDNS:   uint64(f.OuterPidNs),
 		Cgroup:       cgroups(f.Cgroups),
 		Pids:         limits(f.Limit[:f.Limits]),
 	}
