@@ -336,7 +336,7 @@ func TestPressureKillsTheHalted(t *testing.T) {
 			halt(kid, z.Named("tracer"))
 			zoo.Within(t, soon, string(reason), func() bool {
 				p := inspect(t, kid.PID)
-				return policy.Deferred(&p) == reason
+				return policy.Deferred(&p.Facts, policy.Circumstances{}) == reason
 			})
 			judge := newJudge(t)
 			judge.term = time.Hour
