@@ -56,7 +56,7 @@ func (s *Scanner) facts(ctx context.Context, pid int) (id task.ID, f task.Facts,
 	if err == nil {
 		id, f, unseen = task.ID{PID: pid, Start: l.start}, l.Facts, l.unseen
 		if f.NSPID, err = p.nspid(); err == nil {
-			f.UID, _, err = p.owners()
+			f.UID, _, err = s.owners(pid, p.pidfd)
 		}
 	}
 	if err == nil && !p.dead && !f.Kernel {
