@@ -26,6 +26,7 @@ files() {
 	cat <<-END
 		755 $BINARY $PREFIX/bin/kzr
 		644 $scratch/kzr.service $UNITDIR/kzr.service
+		644 $scratch/kzr.catalog $PREFIX/lib/systemd/catalog/kzr.catalog
 		644 $scratch/notify-reload.conf $PREFIX/share/kzr/notify-reload.conf
 		644 $scratch/cri.conf $PREFIX/share/kzr/cri.conf
 		644 $scratch/docker.conf $PREFIX/share/kzr/docker.conf
@@ -81,6 +82,7 @@ install)
 		if [ "$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')" -ge 253 ]; then
 			install -D -m 644 "$scratch/notify-reload.conf" "$UNITDIR/kzr.service.d/notify-reload.conf"
 		fi
+		journalctl --update-catalog
 		systemctl daemon-reload
 	fi
 	;;

@@ -20,38 +20,44 @@ import (
 
 func newCheck() *cobra.Command {
 	var flags *config.Flags
+	var o *output
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
 		Short: "Check configuration, privileges and kernel",
 		Long: "Check the configuration, the privileges and the kernel: what works, what does\n" +
-			"not and what to do about it, and which mode the daemon would choose.",
+			"not, how to fix it, and which mode the daemon would choose.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runCheck(cmd.Context(), flags, cmd.OutOrStdout())
+			r := &checklist{w: cmd.OutOrStdout(), json: o.asJSON(), Checks: []checked{}}
+			if err := runCheck(cmd.Context(), flags, r); err != nil {
+				return err
+			}
+			return r.result()
 		},
 		DisableFlagsInUseLine: true,
 	}
+	o = outputs(cmd)
 	flags = configured(cmd)
 	return cmd
 }
 
-// runCheck writes one line for each thing that must hold, and fails if one that
-// the configuration needs does not.
-func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error {
+// runCheck goes through all that must hold. Its error is that of a configuration that
+// cannot be read.
+func runCheck(ctx context.Context, flags *config.Flags, r *checklist) error {
 	c, err := flags.Load()
 	if err != nil {
 		return err
 	}
-	r := &checklist{w: stdout}
-	if _, err := os.Stat(flags.Path()); err == nil {
-		r.pass("configuration", "%s and the flags are good", flags.Path())
-	} else {
-		r.pass("configuration", "there is no %s: the defaults and the flags hold", flags.Path())
+	for _, file := range flags.Files() {
+		r.pass("configuration", "%s is valid", file)
+	}
+	if len(flags.Files()) == 0 {
+		r.pass("configuration", "%s does not exist; using the defaults", flags.Path())
 	}
 	proc, err := procscan.New("/proc")
 	if err != nil {
-		r.fail("/proc", "kzr needs it", err)
-		return r.result()
+		r.fail("/proc", "kzr cannot work without it", err)
+		return nil
 	}
 	defer func() { _ = proc.Close() }()
 	r.view(ctx, proc)
@@ -60,17 +66,36 @@ func runCheck(ctx context.Context, flags *config.Flags, stdout io.Writer) error 
 	r.mode(ctx, proc, c)
 	r.runtimes(ctx, c)
 	r.daemon(ctx, c)
-	return r.result()
+	return nil
 }
 
-// checklist writes its lines as it goes: a check that hangs is the last line.
+// checked is one line: status is pass, note or fail.
+type checked struct {
+	Status string `json:"status"`
+	Check  string `json:"check"`
+	Text   string `json:"text"`
+}
+
+// checklist writes its lines as it goes: a check that hangs is the last line. As JSON
+// it is written at the end.
 type checklist struct {
-	w      io.Writer
-	failed int
+	Failed int       `json:"failed"`
+	Checks []checked `json:"checks"`
+
+	w    io.Writer
+	json bool
 }
 
-func (r *checklist) line(word, what, text string) {
-	fmt.Fprintf(r.w, "%-4s  %-28s  %s\n", word, what, oneLine(text))
+func (r *checklist) line(status, what, text string) {
+	text = oneLine(text)
+	r.Checks = append(r.Checks, checked{status, what, text})
+	if r.json {
+		return
+	}
+	if status == "fail" {
+		status = "FAIL"
+	}
+	fmt.Fprintf(r.w, "%-4s  %-28s  %s\n", status, what, text)
 }
 
 func (r *checklist) pass(what, format string, args ...any) {
@@ -83,13 +108,18 @@ func (r *checklist) note(what, format string, args ...any) {
 }
 
 func (r *checklist) fail(what, remedy string, err error) {
-	r.failed++
-	r.line("FAIL", what, fmt.Sprintf("%v: %s", err, remedy))
+	r.Failed++
+	r.line("fail", what, fmt.Sprintf("%v: %s", err, remedy))
 }
 
 func (r *checklist) result() error {
-	if r.failed > 0 {
-		return fmt.Errorf("%d of the checks failed", r.failed)
+	if r.json {
+		if err := writeJSON(r.w, r); err != nil {
+			return err
+		}
+	}
+	if r.Failed > 0 {
+		return fmt.Errorf("%d checks failed", r.Failed)
 	}
 	return nil
 }
@@ -98,7 +128,7 @@ func (r *checklist) result() error {
 func (r *checklist) view(ctx context.Context, proc *procscan.Scanner) {
 	s, err := proc.Snapshot(ctx)
 	if err != nil {
-		r.fail("snapshot from /proc", "see proc(5) for its mount options", err)
+		r.fail("snapshot from /proc", "check the mount options of /proc, see proc(5)", err)
 		return
 	}
 	r.pass("snapshot from /proc", "%d tasks, %d zombies", s.Tasks, s.Zombies())
@@ -109,7 +139,7 @@ func (r *checklist) view(ctx context.Context, proc *procscan.Scanner) {
 	}
 	limitations := host.Limitations()
 	if len(limitations) == 0 {
-		r.pass("view of the node", "nothing is hidden")
+		r.pass("view of the node", "all processes are visible")
 	}
 	for _, l := range limitations {
 		r.fail("view of the node", "run kzr as root in the host's pid namespace, or give it CAP_SYS_PTRACE", errors.New(l))
@@ -119,7 +149,7 @@ func (r *checklist) view(ctx context.Context, proc *procscan.Scanner) {
 func (r *checklist) limits(proc *procscan.Scanner) {
 	n, err := proc.Node()
 	if err != nil {
-		r.note("pid limit", "%v: the pressure rule cannot see the node fill up", err)
+		r.note("pid limit", "%v; kzr cannot tell when the node runs out of pids", err)
 		return
 	}
 	r.pass("pid limit", "%d of %d tasks in use", n.Tasks, n.Limit)
@@ -133,10 +163,10 @@ func (r *checklist) signals() {
 		r.pass("permission to signal", "CAP_KILL")
 	}
 	if err := reaper.Rehearse(); err != nil { // as kzr run does
-		r.fail("pidfd", "kzr run would not start", err)
+		r.fail("pidfd", "kzr run cannot start without it", err)
 		return
 	}
-	r.pass("pidfd", "signals reach who they are meant for")
+	r.pass("pidfd", "works")
 }
 
 // mode checks what each mode needs and says what auto comes to.
@@ -163,13 +193,13 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 	}
 	switch {
 	case c.Mode == config.ModeProc:
-		r.pass("mode", "proc, as configured")
+		r.pass("mode", "proc (configured)")
 	case missing == nil && c.Mode == config.ModeEBPF:
-		r.pass("mode", "ebpf, as configured")
+		r.pass("mode", "ebpf (configured)")
 	case missing == nil:
-		r.pass("mode", "auto chooses ebpf: everything it needs is there")
+		r.pass("mode", "ebpf (chosen by auto)")
 	case c.Mode == config.ModeAuto:
-		r.pass("mode", "auto chooses proc: eBPF does not work here (%v)", missing)
+		r.pass("mode", "proc (chosen by auto: eBPF is not available: %v)", missing)
 	}
 }
 
@@ -180,14 +210,14 @@ func (r *checklist) runtimes(ctx context.Context, c config.Config) {
 	switch {
 	case len(found) > 0:
 	case c.CRI != nil:
-		r.note("container runtimes", "cri is empty: pods, containers and images have no names here, only ids")
+		r.note("container runtimes", "none configured; pods and containers are shown by id, without names")
 	default:
-		r.note("container runtimes", "no socket at the usual places: names need cri, or a mount if kzr runs in a container")
+		r.note("container runtimes", "no socket found at the usual paths; to get names, set cri, or mount the socket if kzr runs in a container")
 	}
 	named := false
 	for _, s := range found {
 		if s.Err != nil {
-			r.note("container runtime", "%s gives no names: %v", s.Socket, s.Err)
+			r.note("container runtime", "%s does not answer, names are not available: %v", s.Socket, s.Err)
 			continue
 		}
 		named = true
@@ -201,9 +231,9 @@ func (r *checklist) runtimes(ctx context.Context, c config.Config) {
 		switch {
 		case m.Namespace == "" && m.Pod == "" && m.Container == "" && m.Image == "":
 		case rule.Action == config.ActionObserve:
-			r.note("rule "+rule.Name, "asks for names, which nobody tells: it spares every container that it might be about, and nobody when the node's pids run out")
+			r.note("rule "+rule.Name, "matches by name, and no runtime gives names: every container that it might match is spared, unless the node runs out of pids")
 		default:
-			r.note("rule "+rule.Name, "asks for names, which nobody tells: it matches nothing by them")
+			r.note("rule "+rule.Name, "matches by name, and no runtime gives names: it matches nothing")
 		}
 	}
 }
@@ -212,13 +242,13 @@ func (r *checklist) runtimes(ctx context.Context, c config.Config) {
 // who checks may be closed to a service.
 func (r *checklist) daemon(ctx context.Context, c config.Config) {
 	if c.Socket == "" {
-		r.pass("socket", "none is configured")
+		r.pass("socket", "none configured")
 		return
 	}
 	conn, err := net.DialTimeout("unix", c.Socket, time.Second)
 	if err == nil {
 		conn.Close()
-		r.pass("socket", "a daemon answers on %s", c.Socket)
+		r.pass("socket", "a daemon is running, it answers on %s", c.Socket)
 		client := report.Dial(c.Socket)
 		defer client.Close()
 		st, err := client.Status(ctx)
@@ -231,8 +261,8 @@ func (r *checklist) daemon(ctx context.Context, c config.Config) {
 		return
 	}
 	if errors.Is(err, os.ErrPermission) {
-		r.note("socket", "%s: not permitted", c.Socket)
+		r.note("socket", "%s: permission denied", c.Socket)
 		return
 	}
-	r.pass("socket", "%s is free: no daemon is running", c.Socket)
+	r.pass("socket", "%s is not in use: no daemon is running", c.Socket)
 }

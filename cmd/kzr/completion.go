@@ -11,15 +11,15 @@ func newCompletion() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish"}
 	return &cobra.Command{
 		Use:       "completion " + strings.Join(shells, "|"),
-		Short:     "Write a shell completion script",
-		Long:      "Write a completion script to standard output. For the shell you are in:\n  bash: source <(kzr completion bash)\n  zsh:  source <(kzr completion zsh)\n  fish: kzr completion fish | source",
+		Short:     "Print a shell completion script",
+		Long:      "Print a completion script. To use it in the current shell:\n  bash: source <(kzr completion bash)\n  zsh:  source <(kzr completion zsh)\n  fish: kzr completion fish | source",
 		ValidArgs: shells,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return badUsage(cmd, "the shell is missing, use bash, zsh or fish")
+				return badUsage(cmd, "shell is missing; use bash, zsh or fish")
 			}
 			if !slices.Contains(shells, args[0]) {
-				return badUsage(cmd, "no completion for %q, use bash, zsh or fish", args[0])
+				return badUsage(cmd, "unknown shell %q; use bash, zsh or fish", args[0])
 			}
 			return noArgs(cmd, args[1:])
 		},

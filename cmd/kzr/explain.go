@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os/signal"
 	"strconv"
 
@@ -20,13 +21,16 @@ import (
 
 func newExplain() *cobra.Command {
 	var flags *config.Flags
-	var pid int
+	var o *output
+	var pid, in int
+	var inside string
 	cmd := &cobra.Command{
 		Use:   "explain PID [flags]",
-		Short: "Tell the story of one process and its zombies",
-		Long: "Tell who a process is, what it leaks and why it does not reap, what the daemon\n" +
-			"would do about it under this configuration, and what its owner should do. Where\n" +
-			"a daemon runs, it is asked, and its configuration counts.",
+		Short: "Explain why a process has zombies",
+		Long: "Explain why a process has zombies: what it is, why it does not reap them, what\n" +
+			"kzr does about it and when, and what its owner can do. If a daemon is running,\n" +
+			"it is asked, and its configuration applies.\n\n" +
+			"PID may also be a zombie or a thread.",
 		Args: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
 			case len(args) == 0:
@@ -37,13 +41,20 @@ func newExplain() *cobra.Command {
 			if pid, err = parsePID(args[0]); err != nil {
 				return badUsage(cmd, "PID: %w", err)
 			}
+			if inside != "" {
+				if in, err = parsePID(inside); err != nil {
+					return badUsage(cmd, "--in: %w", err)
+				}
+			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runExplain(cmd.Context(), flags, pid, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return runExplain(cmd.Context(), flags, pid, in, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 		DisableFlagsInUseLine: true,
 	}
+	o = outputs(cmd)
+	cmd.Flags().StringVar(&inside, "in", "", "PID is as seen from inside the container of this `process`")
 	flags = configured(cmd)
 	return cmd
 }
@@ -53,17 +64,30 @@ func parsePID(s string) (int, error) {
 	const limit = 4 << 20 // PID_MAX_LIMIT of the kernel
 	pid, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || pid < 1 || pid > limit {
-		return 0, errors.New(strconv.Quote(s) + " is not the number of a process; use one from 1 to " + strconv.Itoa(limit))
+		return 0, fmt.Errorf("invalid process id %q: expected a number from 1 to %d", s, limit)
 	}
 	return int(pid), nil
 }
 
-// runExplain writes the story of the process pid; of a zombie, that of its parent
-// too, which is where the reason is.
-func runExplain(ctx context.Context, flags *config.Flags, pid int, stdout, stderr io.Writer) error {
+// runExplain explains the process pid; of a zombie it explains the parent too, which is
+// where the reason is. With in, pid is what it is called in that process's pid
+// namespace.
+func runExplain(ctx context.Context, flags *config.Flags, pid, in int, o *output, stdout, stderr io.Writer) error {
 	c, err := flags.Load()
 	if err != nil {
 		return err
+	}
+	asked := pid
+	if in != 0 {
+		pid, err = pidInside(pid, in)
+	} else {
+		pid, err = processOf(pid)
+	}
+	if err != nil {
+		return err
+	}
+	if pid != asked && in == 0 {
+		fmt.Fprintf(stderr, "kzr: %d is a thread of process %d\n", asked, pid)
 	}
 	signal.Ignore(unix.SIGPIPE)
 	source, alone, closeSource, err := glimpse(ctx, c)
@@ -76,7 +100,13 @@ func runExplain(ctx context.Context, flags *config.Flags, pid int, stdout, stder
 	if err != nil {
 		return err
 	}
+	if o.asJSON() {
+		return written(writeJSON(stdout, d))
+	}
 	columns := cmp.Or(width(stdout), 80)
+	if o.wide() {
+		columns = math.MaxInt
+	}
 	if err := advice.Write(stdout, &d, columns); err != nil || !advice.Dead(&d) || len(d.Ancestors) == 0 {
 		return written(err)
 	}

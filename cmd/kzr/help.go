@@ -14,7 +14,7 @@ import (
 func newHelp() *cobra.Command {
 	return &cobra.Command{
 		Use:    "help [COMMAND]",
-		Short:  "Show how a command is used",
+		Short:  "Show help for a command",
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
@@ -61,6 +61,6 @@ func printHelp(w io.Writer, cmd *cobra.Command) {
 		}
 	}
 	if len(groups) > 1 {
-		fmt.Fprintf(w, "\nA flag wins over the same setting in the file.\n")
+		fmt.Fprintf(w, "\nA flag overrides the setting of that name in the configuration file.\n")
 	}
 }

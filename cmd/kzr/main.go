@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kzr/internal/config"
+	"kzr/internal/reapinside"
 	"kzr/internal/report"
 )
 
@@ -27,6 +28,7 @@ const (
 )
 
 func main() {
+	reapinside.Serve(os.Args) // does not come back where this is the helper
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -37,8 +39,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		return exitOK
+	case errors.Is(err, errTargets):
+		return exitTargets
 	}
 	fmt.Fprintln(stderr, report.ErrorPrefix(stderr)+"kzr: "+oneLine(err.Error()))
 	if _, ok := errors.AsType[*usageError](err); ok {
@@ -69,8 +74,9 @@ var extra []func() *cobra.Command
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use: "kzr",
-		Long: "kzr finds processes whose children stay <defunct> because the parent never waits\n" +
-			"for them. It asks the parent to reap, and terminates it if that does not help.",
+		Long: "kzr finds processes that do not reap their children, and removes the zombies\n" +
+			"before they use up a pid limit: it tells the parent to reap, reaps inside it,\n" +
+			"and as a last resort terminates it.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -81,6 +87,7 @@ func newRoot() *cobra.Command {
 			return badUsage(cmd, "unknown command %q", args[0])
 		},
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:                    shortVersion(),
 		SilenceErrors:              true, // run prints them
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2,
@@ -91,6 +98,7 @@ func newRoot() *cobra.Command {
 	for _, command := range extra {
 		root.AddCommand(command())
 	}
+	root.SetVersionTemplate("kzr {{.Version}}\n")
 	root.SetHelpCommand(newHelp())
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd) })
 	root.SetFlagErrorFunc(flagError)
@@ -101,7 +109,7 @@ func newRoot() *cobra.Command {
 func flagError(cmd *cobra.Command, err error) error {
 	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		if _, ok := errors.AsType[*strconv.NumError](err); ok { // a flag of pflag's own, a bool
-			return badUsage(cmd, "--%s: %q is neither true nor false", bad.GetFlag().Name, bad.GetValue())
+			return badUsage(cmd, "--%s: invalid value %q: expected true or false", bad.GetFlag().Name, bad.GetValue())
 		}
 		return badUsage(cmd, "--%s: %w", bad.GetFlag().Name, bad.Unwrap())
 	}

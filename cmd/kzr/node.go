@@ -9,6 +9,7 @@ import (
 
 	"kzr/internal/config"
 	"kzr/internal/daemon"
+	"kzr/internal/observer"
 	"kzr/internal/policy"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
@@ -21,27 +22,29 @@ type node struct {
 	proc  *procscan.Scanner
 	host  procscan.Host
 	probe *probe.Probe // nil where zombies are seen through /proc
+	once  bool         // for one look: the probe has no hints
 	// why says, where mode auto came to /proc, what stands against eBPF.
 	why error
-	// deaf says why hints came in once and do so no more.
-	deaf     atomic.Pointer[error]
-	deafened func(error) // told so, once
+	// hintsLost says why hints came in once and do so no more.
+	hintsLost   atomic.Pointer[error]
+	onHintsLost func(error) // told so, once
 }
 
-// openNode opens what the mode asks for.
-func openNode(c config.Config) (*node, error) {
+// openNode opens what the mode asks for. For one look the exit program is not loaded: it
+// costs the verifier more time than the look takes.
+func openNode(c config.Config, once bool) (*node, error) {
 	proc, err := procscan.New("/proc")
 	if err != nil {
 		return nil, err
 	}
-	n := &node{proc: proc}
+	n := &node{proc: proc, once: once}
 	if n.host, err = proc.Host(); err != nil {
 		return nil, errors.Join(err, proc.Close())
 	}
 	if c.Mode == config.ModeProc {
 		return n, nil
 	}
-	n.probe, err = openProbe(proc, c)
+	n.probe, err = openProbe(proc, c, once)
 	switch {
 	case err == nil:
 	case c.Mode == config.ModeEBPF:
@@ -52,12 +55,12 @@ func openNode(c config.Config) (*node, error) {
 	return n, nil
 }
 
-func openProbe(proc *procscan.Scanner, c config.Config) (*probe.Probe, error) {
+func openProbe(proc *procscan.Scanner, c config.Config, once bool) (*probe.Probe, error) {
 	offsets, err := proc.Offsets()
 	if err != nil {
 		return nil, err
 	}
-	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets})
+	return probe.Open(probe.Options{Level: c.Threshold, Offsets: offsets, IterOnly: once})
 }
 
 // close lets go of everything. What cannot be let go of goes with the process.
@@ -70,31 +73,31 @@ func (n *node) close() {
 
 // policyHost is the host side as the policy needs it.
 func (n *node) policyHost() (policy.Host, error) {
-	kin, err := n.kin()
-	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, UserNS: n.host.HostUserNS, Kin: kin}, err
+	ancestors, err := n.ancestors()
+	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, UserNS: n.host.HostUserNS, Ancestors: ancestors}, err
 }
 
-// kin are kzr and its ancestors, as far up as they can be seen.
-func (n *node) kin() ([]task.ID, error) {
+// ancestors are kzr and those above it, as far up as they can be seen.
+func (n *node) ancestors() ([]task.ID, error) {
 	const tries = 3
 	for i := 1; ; i++ {
-		var kin []task.ID
+		var ancestors []task.ID
 		pid := os.Getpid()
 		for pid > 0 {
-			p, err := n.proc.Inspect(pid)
-			if errors.Is(err, procscan.ErrGone) {
+			id, facts, err := n.proc.Facts(context.Background(), pid)
+			if errors.Is(err, task.ErrGone) {
 				break
 			}
 			if err != nil {
 				return nil, fmt.Errorf("finding kzr's ancestors: %w", err)
 			}
-			kin = append(kin, p.ID)
-			pid = p.PPID
+			ancestors = append(ancestors, id)
+			pid = facts.PPID
 		}
 		// An ancestor that ended while we looked leaves us to another one. One that
 		// is never there is hidden from kzr (hidepid), and so no target either.
 		if pid == 0 || i == tries {
-			return kin, nil
+			return ancestors, nil
 		}
 	}
 }
@@ -105,9 +108,9 @@ func (n *node) options(c config.Config) (daemon.Options, error) {
 	if err != nil {
 		return daemon.Options{}, err
 	}
-	o := daemon.Options{Config: c, Host: host, Proc: n.proc, Source: n.proc}
+	o := daemon.Options{Config: c, Host: host, Observer: observer.Options{Source: n.proc, Proc: n.proc}}
 	if n.probe != nil {
-		o.Source = &careful{first: n.probe, second: n.proc, attached: n.attached}
+		o.Observer.Source = &fallbackSource{first: n.probe, second: n.proc, attached: n.attached}
 		o.Hinted, o.SetLevel = probe.MinLevel, n.probe.SetLevel
 	}
 	return o, nil
@@ -115,14 +118,17 @@ func (n *node) options(c config.Config) (daemon.Options, error) {
 
 // attached looks whether hints can come in. It is called before each snapshot.
 func (n *node) attached() {
+	if n.once {
+		return
+	}
 	if err := n.probe.Attached(); err != nil {
-		n.deafen(err)
+		n.disableHints(err)
 	}
 }
 
-func (n *node) deafen(err error) {
-	if n.deaf.CompareAndSwap(nil, &err) && n.deafened != nil {
-		n.deafened(err)
+func (n *node) disableHints(err error) {
+	if n.hintsLost.CompareAndSwap(nil, &err) && n.onHintsLost != nil {
+		n.onHintsLost(err)
 	}
 }
 
@@ -144,7 +150,7 @@ func (n *node) complete(st *report.Status) {
 	if n.why != nil {
 		st.Problems = append(st.Problems, "eBPF does not work here: "+oneLine(n.why.Error()))
 	}
-	if err := n.deaf.Load(); err != nil {
+	if err := n.hintsLost.Load(); err != nil {
 		st.Problems = append(st.Problems, "no hints come from the kernel, kzr sweeps instead: "+oneLine((*err).Error()))
 	}
 	if h, err := n.proc.Host(); err == nil {
@@ -157,34 +163,38 @@ func (n *node) complete(st *report.Status) {
 	}
 }
 
-// careful sees through /proc what the iterator fails to show, so that a kernel
-// side that breaks under a running daemon costs speed and not sight.
-type careful struct {
-	first, second daemon.Source
+// fallbackSource sees through /proc what the kernel side fails to show, so that one that
+// breaks under a running daemon costs speed and not sight.
+type fallbackSource struct {
+	first, second observer.Source
 	attached      func()
 }
 
-func (c *careful) Snapshot(ctx context.Context) (*task.Snapshot, error) {
-	c.attached()
-	s, err := c.first.Snapshot(ctx)
-	if err == nil || ctx.Err() != nil {
-		return s, err
-	}
-	s, err2 := c.second.Snapshot(ctx)
-	if err2 != nil {
-		return nil, errors.Join(err, err2)
-	}
-	return s, nil
+func (f *fallbackSource) Snapshot(ctx context.Context) (*task.Snapshot, error) {
+	f.attached()
+	return either(ctx, f, func(s observer.Source) (*task.Snapshot, error) { return s.Snapshot(ctx) })
 }
 
-func (c *careful) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
-	s, err := c.first.SnapshotOf(ctx, id)
-	if err == nil || ctx.Err() != nil {
-		return s, err
+func (f *fallbackSource) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
+	return either(ctx, f, func(s observer.Source) (*task.Snapshot, error) { return s.SnapshotOf(ctx, id) })
+}
+
+func (f *fallbackSource) Facts(ctx context.Context, pid int) (id task.ID, facts task.Facts, err error) {
+	found, err := either(ctx, f, func(s observer.Source) (p task.Process, err error) {
+		p.ID, p.Facts, err = s.Facts(ctx, pid)
+		return p, err
+	})
+	return found.ID, found.Facts, err
+}
+
+func either[T any](ctx context.Context, f *fallbackSource, look func(observer.Source) (T, error)) (T, error) {
+	v, err := look(f.first)
+	if err == nil || ctx.Err() != nil || errors.Is(err, task.ErrGone) {
+		return v, err
 	}
-	s, err2 := c.second.SnapshotOf(ctx, id)
+	v, err2 := look(f.second)
 	if err2 != nil {
-		return nil, errors.Join(err, err2)
+		return v, errors.Join(err, err2)
 	}
-	return s, nil
+	return v, nil
 }

@@ -22,8 +22,10 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
 	"kzr/internal/reaper"
 	"kzr/internal/report"
+	"kzr/internal/state"
 	"kzr/internal/task"
 )
 
@@ -33,7 +35,7 @@ func newRun() *cobra.Command {
 		Use:   "run [flags]",
 		Short: "Run the daemon",
 		Long: "Watch the node and act on parents that do not reap, until SIGTERM or SIGINT.\n" +
-			"SIGHUP reads the configuration again.",
+			"SIGHUP reloads the configuration.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
@@ -58,7 +60,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err := reaper.Rehearse(); err != nil {
 		return err
 	}
-	n, err := openNode(c)
+	n, err := openNode(c, false)
 	if err != nil {
 		return err
 	}
@@ -82,27 +84,31 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	}
 	o.Logger, o.Report, o.Watched, o.Meter = s.log, s.report, s.hub.Watched, s.metrics
 	resolver := container.NewResolver(container.Options{Sockets: c.CRI, Named: s.named, Logger: s.log})
-	o.Name, s.names = resolver.Lookup, resolver
+	o.Observer.Name, s.names = resolver.Lookup, resolver
 	if s.manager, err = newManager(); err != nil {
 		return err
 	}
 	o.Beat, o.BeatEvery = func() { s.heard(s.manager.beat(s.Status())) }, s.manager.every
 	o.Busy = func() { s.heard(s.manager.busy()) }
+	if err := s.restore(&o, c); err != nil {
+		return err
+	}
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
+	s.view = nodeview.View{Daemon: s.Daemon, Proc: n.proc, Name: resolver.Lookup}
 
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
 	if n.probe != nil {
-		n.deafened = func(err error) {
-			s.log.Error("no more hints come from the kernel; kzr goes on with sweeps", "error", err)
-			s.Deafen()
+		n.onHintsLost = func(err error) {
+			s.log.Error("no more hints from the kernel; sweeping instead", "error", err)
+			s.DisableHints()
 		}
 		work.Go(func() {
 			if err := n.probe.Hints(s.Hint); err != nil {
-				n.deafen(err)
+				n.disableHints(err)
 			}
 		})
 		defer n.probe.StopHints()
@@ -165,6 +171,7 @@ func listen(c config.Config, log *slog.Logger) (api, metrics net.Listener, err e
 // service is a daemon with those who hear of it.
 type service struct {
 	*daemon.Daemon
+	view    nodeview.View
 	node    *node
 	hub     report.Hub
 	metrics *report.Metrics
@@ -199,7 +206,7 @@ func (s *service) named(string) { s.Hint(task.Hint{}) }
 
 // Status is the daemon's with what it does not know about itself.
 func (s *service) Status() report.Status {
-	st := s.Daemon.Status()
+	st := s.view.Status()
 	st.Mode = string(s.config.Mode)
 	st.Since, st.LogDropped = s.since, s.lines.Dropped()
 	s.node.complete(&st)
@@ -213,6 +220,35 @@ func (s *service) Status() report.Status {
 		st.ReloadFailed = true
 	}
 	return st
+}
+
+// Document implements [report.View].
+func (s *service) Document(ctx context.Context) (report.Document, error) { return s.view.Document(ctx) }
+
+// Parent implements [report.View].
+func (s *service) Parent(ctx context.Context, pid int) (report.Detail, error) {
+	return s.view.Parent(ctx, pid)
+}
+
+// restore takes over what an earlier kzr left beside the socket, and keeps it for a later
+// one. What cannot be trusted is left alone.
+func (s *service) restore(o *daemon.Options, c config.Config) error {
+	if c.Socket == "" {
+		return nil
+	}
+	file, err := state.Beside(c.Socket)
+	if err != nil {
+		return err
+	}
+	var saved daemon.State
+	switch found, err := file.Load(&saved); {
+	case err != nil:
+		s.log.Warn("ignoring the saved state; limits and ages start from zero", "error", err)
+	case found:
+		o.Saved = saved
+	}
+	o.Save = func(st daemon.State) error { return file.Save(st) }
+	return nil
 }
 
 // reloadOnHangup reads the configuration again at each SIGHUP. A bad one changes

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
+	"os/signal"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,57 +16,95 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
+	"kzr/internal/policy"
 	"kzr/internal/report"
 	"kzr/internal/task"
 )
 
+// exitTargets is the status of scan --exit-status when there are targets.
+const exitTargets = 3
+
+// errTargets is that status, with nothing to say.
+var errTargets = errors.New("there are targets")
+
 func newScan() *cobra.Command {
 	var flags *config.Flags
-	var asJSON bool
+	var o *output
+	var exitStatus bool
 	cmd := &cobra.Command{
 		Use:   "scan [flags]",
-		Short: "List parents with zombies, once, without a daemon",
-		Long: "List parents with zombies, once, and what the daemon would do about each under\n" +
-			"this configuration. It needs no daemon and sends no signal.",
+		Short: "List processes with zombie children, once",
+		Long: "List processes with zombie children, and what kzr does about each. If a daemon\n" +
+			"is running, its view is shown, with the ages that it knows. Otherwise, or if a\n" +
+			"flag changes a setting, scan looks for itself. It sends no signals.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runScan(cmd.Context(), flags, asJSON, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			doc, err := runScan(cmd.Context(), flags, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if err := written(o.document(cmd.OutOrStdout(), doc)); err != nil {
+				return err
+			}
+			if exitStatus && slices.ContainsFunc(doc.Parents, isTarget) {
+				return errTargets
+			}
+			return nil
 		},
 		DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "write one JSON document")
+	o = outputs(cmd)
+	cmd.Flags().BoolVar(&exitStatus, "exit-status", false, "exit with status 3 if there are targets")
 	flags = configured(cmd)
 	return cmd
 }
 
-// runScan takes one snapshot and writes it as a table or as a report.Document.
-func runScan(ctx context.Context, flags *config.Flags, asJSON bool, stdout, stderr io.Writer) error {
-	c, err := flags.Load()
-	if err != nil {
-		return err
-	}
-	return scan(ctx, c, asJSON, stdout, stderr)
+func isTarget(p report.Parent) bool {
+	return p.Verdict == string(policy.Target) || p.Verdict == string(policy.Acting)
 }
 
-// scan looks at the node once. What kzr cannot see it says on stderr: an empty
-// list is not "no zombies" then.
-func scan(ctx context.Context, c config.Config, asJSON bool, stdout, stderr io.Writer) error {
-	n, err := openNode(c)
+// runScan asks the daemon, or looks at the node once.
+func runScan(ctx context.Context, flags *config.Flags, stderr io.Writer) (report.Document, error) {
+	c, err := flags.Load()
 	if err != nil {
-		return err
+		return report.Document{}, err
+	}
+	signal.Ignore(unix.SIGPIPE)
+	if !flags.Overridden() && c.Socket != "" {
+		client := report.Dial(c.Socket)
+		defer client.Close()
+		say(ctx, client, "", stderr)
+		doc, err := client.Parents(ctx)
+		if err == nil {
+			return doc, nil
+		}
+		if !errors.Is(err, report.ErrNoDaemon) {
+			fmt.Fprintf(stderr, "kzr: %s; looking without it\n", oneLine(err.Error()))
+		}
+	}
+	return lookOnce(ctx, c, stderr)
+}
+
+// lookOnce looks at the node without a daemon. What kzr cannot see it says on stderr:
+// an empty list is not "no zombies" then.
+func lookOnce(ctx context.Context, c config.Config, stderr io.Writer) (report.Document, error) {
+	n, err := openNode(c, true)
+	if err != nil {
+		return report.Document{}, err
 	}
 	defer n.close()
 	doc, err := n.document(ctx, c)
 	if err != nil {
-		return err
+		return report.Document{}, err
 	}
 	if n.host, err = n.proc.Host(); err != nil {
-		return err
+		return report.Document{}, err
 	}
 	for _, l := range n.host.Limitations() {
 		fmt.Fprintln(stderr, "kzr: "+oneLine(l))
 	}
-	return writeDocument(stdout, doc, asJSON)
+	return doc, nil
 }
 
 // askTime is how long a look that is made once waits for all runtimes together.
@@ -91,25 +131,13 @@ func (n *node) document(ctx context.Context, c config.Config) (report.Document, 
 		return report.Document{}, err
 	}
 	o.Observe = true
-	o.Name = askNames(ctx, c)
+	o.Observer.Name = askNames(ctx, c)
 	o.Report = func(report.Event) {}
 	o.Logger = slog.New(slog.DiscardHandler)
 	d, err := daemon.New(ctx, o)
 	if err != nil {
 		return report.Document{}, err
 	}
-	return d.Document(ctx)
-}
-
-// width is that of the terminal, 0 if there is none and lines may be long.
-func width(w io.Writer) int {
-	f, ok := w.(*os.File)
-	if !ok {
-		return 0
-	}
-	ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0
-	}
-	return int(ws.Col)
+	view := nodeview.View{Daemon: d, Proc: n.proc, Name: o.Observer.Name, Observe: true}
+	return view.Document(ctx)
 }

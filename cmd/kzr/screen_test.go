@@ -135,12 +135,12 @@ func lineOf(screen string, pid int) string {
 func TestTopOnARealTerminal(t *testing.T) {
 	kzr := program(t)
 	z := zoo.Start(t, "in=pidns,proc comm=leaky chld=block leak=60 serve")
-	const alone = "no daemon answers at /nonexistent/kzr.sock: watching by itself, never acting"
+	const alone = "no daemon on /nonexistent/kzr.sock: kzr only looks and does not act"
 	for _, size := range []struct {
 		w, h  int
 		shows []string
 	}{
-		{80, 24, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "? help", "watching by itself, never acting"}},
+		{80, 24, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "? help", "kzr only looks and does not act"}},
 		{200, 60, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "UID", "rule: 50 zombies for 1h00m", alone}},
 		{40, 10, []string{"ZOMBIES", "VERDICT", "? help", "no daemon"}},
 	} {
@@ -210,7 +210,7 @@ func TestTopWithoutColour(t *testing.T) {
 	kzr := program(t)
 	colours := func(env ...string) bool {
 		x := open(t, 80, 24, kzr+" top --mode proc --socket /nonexistent/kzr.sock", env...)
-		x.shows("VERDICT", "watching by itself")
+		x.shows("VERDICT", "kzr only looks")
 		s := x.screen("-e")
 		return colour.MatchString(s)
 	}
@@ -233,7 +233,7 @@ func TestTopOfADaemon(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "s")
 	x := open(t, 120, 30, kzr+" top --socket "+socket)
-	x.shows("no daemon answers", "watching by itself")
+	x.shows("no daemon on", "kzr only looks")
 	x.keys("q")
 	x.restored()
 
@@ -306,7 +306,7 @@ func TestTopShowsHostileNames(t *testing.T) {
 	x.keys("/")
 	x.keys("-l", fmt.Sprint(z.PID))
 	x.keys("Enter")
-	x.shows(fmt.Sprint(z.PID), "watching by itself")
+	x.shows(fmt.Sprint(z.PID), "kzr only looks")
 	x.keys("Enter")
 	x.shows("Who it is", `\x1b[2J`)
 	x.keys("q", "q")

@@ -19,8 +19,9 @@ import (
 
 // topOptions are the flags of top alone.
 type topOptions struct {
-	once, json bool
-	interval   time.Duration
+	*output
+	once     bool
+	interval time.Duration
 }
 
 func newTop() *cobra.Command {
@@ -28,12 +29,11 @@ func newTop() *cobra.Command {
 	var o topOptions
 	cmd := &cobra.Command{
 		Use:   "top [flags]",
-		Short: "Watch parents with zombies live",
-		Long: "Watch parents with zombies, and what the daemon does about them, live. Without a\n" +
-			"daemon it watches by itself, under this configuration; where one runs, that\n" +
-			"one's counts. It sends no signal.\n\n" +
-			"Press ? on the screen for its keys. Where the output is no terminal, it is the\n" +
-			"table of --once.",
+		Short: "Watch zombies live",
+		Long: "Watch processes with zombie children, and what kzr does about them, live. If a\n" +
+			"daemon is running, its view and its configuration are shown; otherwise top\n" +
+			"looks for itself. It sends no signals.\n\n" +
+			"Press ? for help. If the output is not a terminal, top prints the table once.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if o.interval < 100*time.Millisecond {
 				return badUsage(cmd, "--interval: %s is too short; use 100ms or more", o.interval)
@@ -49,9 +49,9 @@ func newTop() *cobra.Command {
 		},
 		DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().BoolVar(&o.once, "once", false, "write the table once and end")
-	cmd.Flags().BoolVar(&o.json, "json", false, "write JSON instead of the screen, one document per line and interval")
-	cmd.Flags().DurationVar(&o.interval, "interval", time.Second, "time between two looks")
+	cmd.Flags().BoolVar(&o.once, "once", false, "print the table once and exit; without it, -o json prints\none document per interval")
+	o.output = outputs(cmd)
+	cmd.Flags().DurationVar(&o.interval, "interval", time.Second, "time between updates")
 	flags = configured(cmd)
 	return cmd
 }
@@ -62,7 +62,7 @@ func runTop(ctx context.Context, flags *config.Flags, o topOptions, stdout, stde
 	if err != nil {
 		return err
 	}
-	if !o.json && !screen(stdout) {
+	if o.wide() || !o.asJSON() && !screen(stdout) {
 		o.once = true
 	}
 	client, alone := dialDaemon(ctx, c)
@@ -70,7 +70,7 @@ func runTop(ctx context.Context, flags *config.Flags, o topOptions, stdout, stde
 		defer client.Close()
 	}
 	if o.once {
-		return topOnce(ctx, c, client, alone, o.json, stdout, stderr)
+		return topOnce(ctx, c, client, alone, o.output, stdout, stderr)
 	}
 	var source top.Source = client
 	if client == nil {
@@ -81,7 +81,7 @@ func runTop(ctx context.Context, flags *config.Flags, o topOptions, stdout, stde
 		defer w.close()
 		source = w
 	}
-	if o.json {
+	if o.asJSON() {
 		say(ctx, source, alone, stderr)
 		return written(topStream(ctx, source, o.interval, stdout))
 	}
@@ -90,17 +90,20 @@ func runTop(ctx context.Context, flags *config.Flags, o topOptions, stdout, stde
 	})
 }
 
-func topOnce(ctx context.Context, c config.Config, client *report.Client, alone string, asJSON bool, stdout, stderr io.Writer) error {
+func topOnce(ctx context.Context, c config.Config, client *report.Client, alone string, o *output, stdout, stderr io.Writer) error {
+	var doc report.Document
+	var err error
 	if client == nil {
 		fmt.Fprintln(stderr, "kzr: "+oneLine(alone))
-		return written(scan(ctx, c, asJSON, stdout, stderr))
+		doc, err = lookOnce(ctx, c, stderr)
+	} else {
+		say(ctx, client, "", stderr)
+		doc, err = client.Parents(ctx)
 	}
-	say(ctx, client, "", stderr)
-	doc, err := client.Parents(ctx)
 	if err != nil {
 		return err
 	}
-	return written(writeDocument(stdout, doc, asJSON))
+	return written(o.document(stdout, doc))
 }
 
 // say tells, apart from the output, what must be known about it.
@@ -127,7 +130,7 @@ func topStream(ctx context.Context, source top.Source, interval time.Duration, s
 		if err != nil {
 			return err
 		}
-		if err := writeDocument(stdout, doc, true); err != nil {
+		if err := writeJSON(stdout, doc); err != nil {
 			return err
 		}
 		select {
@@ -136,17 +139,6 @@ func topStream(ctx context.Context, source top.Source, interval time.Duration, s
 		case <-next.C:
 		}
 	}
-}
-
-func writeDocument(w io.Writer, doc report.Document, asJSON bool) error {
-	if !asJSON {
-		return report.WriteTable(w, doc, width(w))
-	}
-	b, err := report.EncodeJSON(doc)
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	return err
 }
 
 // screen says whether w is a terminal on which a screen can be drawn.

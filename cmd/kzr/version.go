@@ -14,18 +14,26 @@ import (
 var version, commit string
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	var o *output
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show version, commit and Go version",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v, c := buildVersion()
+			if o.asJSON() {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{
+					"version": v, "commit": c, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+				})
+			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "kzr %s\ncommit %s\n%s %s/%s\n",
 				v, c, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 		DisableFlagsInUseLine: true,
 	}
+	o = outputs(cmd)
+	return cmd
 }
 
 // buildVersion returns kzr's version and the commit that it was built from,
@@ -50,4 +58,9 @@ func buildVersion() (v, c string) {
 		}
 	}
 	return cmp.Or(v, "devel"), cmp.Or(c, "unknown")
+}
+
+func shortVersion() string {
+	v, _ := buildVersion()
+	return v
 }

@@ -17,6 +17,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/nodeview"
 	"kzr/internal/report"
 	"kzr/internal/task"
 	"kzr/internal/top"
@@ -28,9 +29,9 @@ const backlog = 1024
 // dialDaemon returns a client of the daemon; or, if it does not answer, nil and
 // why kzr has to look by itself.
 func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
-	const self = "watching by itself, never acting"
+	const self = "kzr only looks and does not act"
 	if c.Socket == "" {
-		return nil, "no socket is configured: " + self
+		return nil, "no socket configured: " + self
 	}
 	client := report.Dial(c.Socket)
 	_, err := client.Status(ctx)
@@ -38,16 +39,17 @@ func dialDaemon(ctx context.Context, c config.Config) (*report.Client, string) {
 	case err == nil:
 		return client, ""
 	case errors.Is(err, report.ErrNoDaemon):
-		return nil, fmt.Sprintf("no daemon answers at %s: %s", c.Socket, self)
+		return nil, fmt.Sprintf("no daemon on %s: %s", c.Socket, self)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return nil, fmt.Sprintf("the daemon at %s lets only root and its group in: %s", c.Socket, self)
+		return nil, fmt.Sprintf("permission denied on %s (root and its group only): %s", c.Socket, self)
 	}
-	return nil, fmt.Sprintf("the daemon at %s does not answer (%s): %s", c.Socket, oneLine(err.Error()), self)
+	return nil, fmt.Sprintf("the daemon on %s does not answer (%s): %s", c.Socket, oneLine(err.Error()), self)
 }
 
 // watcher is a daemon of one's own that only looks. It implements [top.Source].
 type watcher struct {
 	daemon  *daemon.Daemon
+	view    nodeview.View
 	node    *node
 	since   time.Time
 	events  chan report.Event
@@ -69,7 +71,7 @@ func glimpse(ctx context.Context, c config.Config) (source top.Source, alone str
 	if client != nil {
 		return client, "", client.Close, nil
 	}
-	w, err := newWatcher(ctx, c, func(*watcher) nameFunc { return askNames(ctx, c) })
+	w, err := newWatcher(ctx, c, true, func(*watcher) nameFunc { return askNames(ctx, c) })
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -79,7 +81,7 @@ func glimpse(ctx context.Context, c config.Config) (source top.Source, alone str
 // watch looks at the node from now on; the caller must close it.
 func watch(ctx context.Context, c config.Config) (*watcher, error) {
 	var names *container.Resolver
-	w, err := newWatcher(ctx, c, func(w *watcher) nameFunc {
+	w, err := newWatcher(ctx, c, false, func(w *watcher) nameFunc {
 		names = container.NewResolver(container.Options{Sockets: c.CRI, Named: func(string) { w.daemon.Hint(task.Hint{}) }})
 		return names.Lookup
 	})
@@ -98,8 +100,8 @@ type nameFunc = func(container.Ref) (task.Container, bool)
 
 // newWatcher makes one that looks when it is asked. Whoever watches for longer
 // adds the work.
-func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameFunc) (*watcher, error) {
-	n, err := openNode(c)
+func newWatcher(ctx context.Context, c config.Config, once bool, names func(*watcher) nameFunc) (*watcher, error) {
+	n, err := openNode(c, once)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +111,7 @@ func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameF
 		return nil, err
 	}
 	w := &watcher{node: n, since: time.Now(), events: make(chan report.Event, backlog), stop: func() {}}
-	o.Observe, o.Report, o.Watched, o.Name = true, w.report, w.watched.Load, names(w)
+	o.Observe, o.Report, o.Watched, o.Observer.Name = true, w.report, w.watched.Load, names(w)
 	o.Logger = slog.New(slog.DiscardHandler) // what fails is shown
 	if n.probe != nil {
 		// Whoever looks once a second needs no hints.
@@ -123,6 +125,7 @@ func newWatcher(ctx context.Context, c config.Config, names func(*watcher) nameF
 		n.close()
 		return nil, err
 	}
+	w.view = nodeview.View{Daemon: w.daemon, Proc: n.proc, Name: o.Observer.Name, Observe: true}
 	return w, nil
 }
 
@@ -146,7 +149,7 @@ func (w *watcher) report(e report.Event) {
 
 // Status implements [top.Source].
 func (w *watcher) Status(context.Context) (report.Status, error) {
-	st := w.daemon.Status()
+	st := w.view.Status()
 	st.Since = w.since
 	w.node.complete(&st)
 	return st, nil
@@ -154,12 +157,12 @@ func (w *watcher) Status(context.Context) (report.Status, error) {
 
 // Parents implements [top.Source].
 func (w *watcher) Parents(ctx context.Context) (report.Document, error) {
-	return w.daemon.Document(ctx)
+	return w.view.Document(ctx)
 }
 
 // Parent implements [top.Source].
 func (w *watcher) Parent(ctx context.Context, pid int) (report.Detail, error) {
-	return w.daemon.Parent(ctx, pid)
+	return w.view.Parent(ctx, pid)
 }
 
 // Events implements [top.Source] for one reader.

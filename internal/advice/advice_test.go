@@ -9,6 +9,7 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 
+	"kzr/internal/config"
 	"kzr/internal/policy"
 	"kzr/internal/report"
 	"kzr/internal/task"
@@ -22,10 +23,10 @@ func leaker(f ...func(*report.Detail)) *report.Detail {
 	d := &report.Detail{
 		Parent: report.Parent{
 			PID: 4242, StartTime: 99, Comm: "node", Exe: "/usr/local/bin/node", Cmdline: []string{"node", "server.js"}, UID: 1000,
-			State: "S", Zombies: 60, Countable: 60, OldestSeconds: 312, Verdict: "watch", DeadlineSeconds: &left,
+			State: "S", Zombies: 60, Reapable: 60, OldestSeconds: new(float64(312)), Verdict: "watch", DeadlineSeconds: &left,
 			Container: &task.Container{Runtime: "containerd", ID: strings.Repeat("ab", 32), PodUID: "u-1", Pod: "web-1", Namespace: "shop", Name: "app", Image: "reg/web:1"},
 		},
-		Threads: 11, NSPID: []int{4242, 1}, Waits: &never,
+		Threads: 11, NSPID: []int{4242, 1}, HasReaped: &never,
 		Signals: report.Signals{Chld: "default", Term: "default"},
 		Ancestors: []report.Relative{
 			{PID: 900, Comm: "containerd-shim", State: "S"}, {PID: 1, Comm: "systemd", State: "S"},
@@ -49,17 +50,57 @@ func exe(s string) func(*report.Detail) {
 func spared(r policy.Reason) func(*report.Detail) {
 	return func(d *report.Detail) { d.Verdict, d.Reason = "spared", string(r) }
 }
-func waits(d *report.Detail) { yes := true; d.Waits = &yes }
+func waits(d *report.Detail) { yes := true; d.HasReaped = &yes }
 
-var settings = Settings{Nudge: 2 * time.Second, TermTimeout: 10 * time.Second}
-
-// Each case says what a part of the story must tell, and must not.
-func TestStory(t *testing.T) {
-	who := func(d *report.Detail) []string { return []string{Who(d)} }
-	plan := func(d *report.Detail) []string { return Plan(d, settings) }
-	with := func(s Settings) func(*report.Detail) []string {
-		return func(d *report.Detail) []string { return Plan(d, s) }
+// steps are those of a ladder for d as it is.
+func steps(d *report.Detail) {
+	f := &task.Facts{NSPID: d.NSPID}
+	if d.Signals.Term == "caught" {
+		f.SigCaught = 1 << 14
 	}
+	m := policy.Means{Nudge: 2 * time.Second, TermTimeout: 10 * time.Second, Reap: config.ReapAdopted, Reapable: d.Reapable, Adopted: d.Adopted}
+	if d.ReapInside != nil {
+		m.Refusal = d.ReapInside.Refusal
+	}
+	d.Ladder = Steps(policy.Ladder(f, m))
+}
+
+func adopted(d *report.Detail) { d.Adopted = 58 }
+func noPod(runtime string) func(*report.Detail) {
+	return func(d *report.Detail) { d.Container.Runtime, d.Container.PodUID, d.Container.Pod = runtime, "", "" }
+}
+func argv(args ...string) func(*report.Detail) {
+	return func(d *report.Detail) { d.Cmdline = args }
+}
+func shimOf(d *report.Detail) {
+	onHost(d)
+	d.Exe, d.Comm, d.Reason, d.Unit = "/usr/bin/containerd-shim-runc-v2", "containerd-shim", "protected", ""
+	d.Cmdline = []string{d.Exe, "-namespace", "k8s.io", "-id", strings.Repeat("cd", 32), "-address", "/run/containerd/containerd.sock"}
+	d.ZombieOrigins = []report.Origin{{Namespace: "shop", Pod: "web-1", Container: "app", Count: 58}, {ContainerID: strings.Repeat("ef", 32), Count: 2}}
+}
+func pause(d *report.Detail) {
+	d.Exe, d.Comm, d.Container.Name, d.Container.Image = "/pause", "pause", "", ""
+}
+func dyingInit(d *report.Detail) {
+	d.Exiting, d.Zombies, d.Reapable, d.Reason = true, 0, 0, "dying"
+	d.BlockedBy = []report.Blocker{{PID: 900, Comm: "containerd-shim", Dead: 3}, {PID: 77, Comm: "gdb", Dead: 1, Trace: true}}
+}
+
+// Each case says what a part of the explanation must tell, and must not.
+func TestExplain(t *testing.T) {
+	with := func(s Settings) func(*report.Detail) []string {
+		return func(d *report.Detail) []string { steps(d); return Plan(d, s) }
+	}
+	plan := with(Settings{})
+	whole := func(d *report.Detail) (all []string) {
+		steps(d)
+		Complete(d, Settings{})
+		for _, s := range Explain(d) {
+			all = append(append(all, s.Title), s.Sentences...)
+		}
+		return all
+	}
+	until := time.Date(2026, 3, 4, 12, 30, 0, 0, time.Local)
 	tests := []struct {
 		name string
 		part func(*report.Detail) []string
@@ -67,71 +108,131 @@ func TestStory(t *testing.T) {
 		want []string
 		not  []string
 	}{
-		{"pod", who, leaker(), []string{"Process 4242 (node) is pid 1 of container app of pod shop/web-1 (containerd)", "uid 1000"}, nil},
-		{"pod without names", who, leaker(func(d *report.Detail) { d.Container.Pod, d.Container.Name = "", "" }), []string{"container abababababab", "uid u-1"}, nil},
-		{"unit", who, leaker(onHost), []string{"a process in the unit cron.service"}, []string{"container"}},
-		{"nothing in particular", who, leaker(onHost, func(d *report.Detail) { d.Unit = "" }), []string{"is a process outside any container"}, nil},
-		{"a zombie", who, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"zombie that its parent, process 900 (containerd-shim), has not reaped"}, nil},
-		{"a dead leader is no zombie", who, leaker(func(d *report.Detail) { d.State = "Z" }), []string{"pid 1 of container"}, []string{"zombie"}},
+		{"pod", What, leaker(), []string{"Process 4242 (node) is pid 1 of container app in pod shop/web-1 (containerd). Its user is uid 1000."}, nil},
+		{"pod without names", What, leaker(func(d *report.Detail) { d.Container.Pod, d.Container.Name = "", "" }), []string{"container abababababab", "uid u-1"}, nil},
+		{"unit", What, leaker(onHost), []string{"runs in cron.service"}, []string{"container"}},
+		{"nothing in particular", What, leaker(onHost, func(d *report.Detail) { d.Unit = "" }), []string{"runs outside any container"}, nil},
+		{"a zombie", What, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"is a zombie. Its parent, process 900 (containerd-shim), has not reaped it."}, nil},
+		{"a dead leader is no zombie", What, leaker(func(d *report.Detail) { d.State = "Z" }), []string{"pid 1 of container", "Its main thread has exited; 10 other threads are still running."}, []string{"zombie"}},
+		{"a shim", What, leaker(shimOf), []string{"belongs to a container runtime (containerd-shim-runc-v2) and serves container cdcdcdcdcdcd"}, []string{"outside any container"}},
+		{"a tenant's shim", What, leaker(exe("/usr/bin/containerd-shim-runc-v2")), []string{"pid 1 of container app"}, []string{"runtime"}},
+		{"pause", What, leaker(pause), []string{"the sandbox (pause) process of pod shop/web-1"}, nil},
 
-		{"how many, how long, what", Leak, leaker(), []string{"60 dead children", "5m12s", "sh, curl"}, []string{"forked"}},
-		{"one", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Countable, d.Sample = 1, 1, d.Sample[:1] }), []string{"One dead child", "It is called sh"}, []string{"children"}},
-		{"seen just now", Leak, leaker(func(d *report.Detail) { d.OldestSeconds = 0 }), []string{"60 dead"}, []string{"at least", "0s"}},
-		{"none", Leak, leaker(func(d *report.Detail) { d.Zombies, d.Countable = 0, 0 }), []string{"leaks nothing"}, nil},
-		{"held by a tracer", Leak, leaker(func(d *report.Detail) { d.TracedZombies, d.ZombieTracer = 3, 77 }), []string{"3 children are held by a tracer (process 77)"}, nil},
-		{"dead leaders", Leak, leaker(func(d *report.Detail) { d.DeadLeaders = 1 }), []string{"One child is shown as Z though other threads of it live"}, nil},
-		{"its own forks", Leak, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), []string{"it forked them"}, nil},
+		{"how many, how long, what", Zombies, leaker(), []string{"It has 60 zombies that it could reap, the oldest for 5m12s.", "sh, curl"}, []string{"forked", "adopted"}},
+		{"adopted", Zombies, leaker(adopted), []string{"58 of them are adopted: another process forked them"}, nil},
+		{"all adopted", Zombies, leaker(func(d *report.Detail) { d.Adopted = 60 }), []string{"all of them are adopted"}, nil},
+		{"one", Zombies, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.Sample = 1, 1, d.Sample[:1] }), []string{"It has 1 zombie that it could reap, for 5m12s.", "It was sh"}, []string{"oldest"}},
+		{"age not known", Zombies, leaker(func(d *report.Detail) { d.OldestSeconds = nil }), []string{"It has 60 zombies that it could reap."}, []string{"for "}},
+		{"none", Zombies, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.Sample = 0, 0, nil }), []string{"It has no zombies."}, nil},
+		{"held by a tracer", Zombies, leaker(func(d *report.Detail) { d.TracedZombies, d.ZombieTracer = 3, 77 }), []string{"3 more zombies are held by process 77, which traces them"}, nil},
+		{"dead leaders", Zombies, leaker(func(d *report.Detail) { d.DeadLeaders = 1 }), []string{"1 more child is shown as Z, but other threads of it are still running"}, nil},
+		{"its own forks", Zombies, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), []string{"it forked them"}, nil},
+		{"a shim's come from pods", Zombies, leaker(shimOf), []string{"They came from shop/web-1/app (58) and efefefefefef (2)."}, nil},
+		{"growth", Zombies, leaker(func(d *report.Detail) { d.RatePerHour = new(120.0) }), []string{"about 120 zombies per hour"}, nil},
+		{"spread", Zombies, leaker(func(d *report.Detail) {
+			d.WorkloadTotal = &report.Workload{Name: "shop/web-1/app", Zombies: 900, Parents: 30, RatePerHour: new(600.0)}
+		}), []string{"spread over its workload, shop/web-1/app: 900 under 30 parents, about 600 more per hour."}, nil},
+		{"filling", Zombies, leaker(func(d *report.Detail) {
+			d.Pids = &report.PidsLimit{Current: 500, Limit: 1000}
+			d.WorkloadTotal = &report.Workload{Parents: 1, FullInSeconds: new(7200.0)}
+		}), []string{"uses 500 of 1000 pids (50%); at this rate it is full in 2h00m."}, []string{"spread"}},
+		{"full", Zombies, leaker(func(d *report.Detail) { d.Pids = &report.PidsLimit{Current: 1000, Limit: 1000} }), []string{"it cannot fork"}, nil},
+		{"room enough", Zombies, leaker(func(d *report.Detail) { d.Pids = &report.PidsLimit{Current: 100, Limit: 1000} }), nil, []string{"pids"}},
 
 		{"never waits", Why, leaker(), []string{"has never reaped a child", "every orphan of its container", "`command:`"}, nil},
 		{"blocked", Why, leaker(func(d *report.Detail) { d.Signals.ChldBlocked = true }), []string{"SIGCHLD is blocked"}, nil},
 		{"blocked, but has waited", Why, leaker(waits, func(d *report.Detail) { d.Signals.ChldBlocked = true }), []string{"SIGCHLD is blocked", "has reaped children before"}, nil},
-		{"ignored", Why, leaker(func(d *report.Detail) { d.Signals.Chld = "ignored" }), []string{"ignores SIGCHLD", "die afterwards"}, nil},
-		{"handler that never waits", Why, leaker(func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"handler does not wait"}, nil},
-		{"handler that waits once", Why, leaker(waits, func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"once for each signal"}, nil},
-		{"waits for some", Why, leaker(waits), []string{"has reaped children before", "does not listen", "before an exec"}, []string{"never"}},
-		{"unknown", Why, leaker(func(d *report.Detail) { d.Waits = nil }), []string{"unless it asks"}, []string{"never"}},
-		{"stopped", Why, leaker(func(d *report.Detail) { d.State = "T" }), []string{"It is stopped"}, nil},
-		{"traced", Why, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"Process 88 traces it"}, nil},
+		{"ignored", Why, leaker(func(d *report.Detail) { d.Signals.Chld = "ignored" }), []string{"ignores SIGCHLD", "exit afterwards"}, nil},
+		{"handler that never waits", Why, leaker(func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"handler does not call wait"}, nil},
+		{"handler that waits once", Why, leaker(waits, func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"once per signal"}, nil},
+		{"waits for some", Why, leaker(waits), []string{"has reaped children before", "does not handle SIGCHLD", "before an exec"}, []string{"never"}},
+		{"unknown", Why, leaker(func(d *report.Detail) { d.HasReaped = nil }), []string{"unless it calls wait"}, []string{"never"}},
+		{"stopped", Why, leaker(func(d *report.Detail) { d.State = "T" }), []string{"It is stopped"}, []string{"SIGCHLD", "orphan"}},
+		{"traced", Why, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"traced by process 88"}, []string{"own child"}},
+		{"traced by its child", Why, leaker(func(d *report.Detail) { d.Tracer, d.TracerIsChild = 88, true }), []string{"traced by its own child, process 88: no debugger"}, nil},
 		{"frozen", Why, leaker(spared(policy.Frozen)), []string{"frozen"}, nil},
-		{"uninterruptible", Why, leaker(func(d *report.Detail) { d.State = "D" }), []string{"uninterruptible"}, nil},
-		{"docker has no command:", Why, leaker(func(d *report.Detail) { d.Container.Pod, d.Container.PodUID = "", "" }), []string{"orphan"}, []string{"`command:`"}},
+		{"uninterruptible", Why, leaker(func(d *report.Detail) { d.State = "D" }), []string{"uninterruptible"}, []string{"SIGKILL"}},
+		{"vfork", Why, leaker(func(d *report.Detail) { d.State, d.WChan = "D", "kernel_clone" }), []string{"in the kernel function kernel_clone", "vforked child", "SIGKILL works"}, nil},
+		{"NFS", Why, leaker(func(d *report.Detail) { d.State, d.WChan = "D", "rpc_wait_bit_killable" }), []string{"SIGKILL works"}, []string{"vfork"}},
+		{"disk", Why, leaker(func(d *report.Detail) { d.State, d.WChan = "D", "io_schedule" }), []string{"io_schedule", "SIGKILL takes effect only when that ends"}, nil},
+		{"waits for one child", Why, leaker(func(d *report.Detail) { d.WaitsFor = &report.Relative{PID: 4300, Comm: "sleep"} }), []string{"waiting for one particular child, process 4300 (sleep)"}, []string{"never", "orphan"}},
+		{"docker has no command:", Why, leaker(noPod("docker")), []string{"orphan"}, []string{"`command:`"}},
 		{"an init that does not", Why, leaker(exe("/sbin/tini")), []string{"It is an init"}, []string{"orphan of its container"}},
 		{"below an init", Why, leaker(inside, func(d *report.Detail) { d.Ancestors[0].Comm = "tini" }), []string{"There is an init (tini) above it"}, []string{"orphan"}},
+		{"a subreaper", Why, leaker(inside, func(d *report.Detail) { d.Subreaper = true }), []string{"subreaper"}, nil},
 		{"its own forks are no orphans", Why, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), nil, []string{"orphan"}},
-		{"nothing to reap", Why, leaker(func(d *report.Detail) { d.Countable = 0 }), nil, []string{"SIGCHLD"}},
+		{"nothing to reap", Why, leaker(func(d *report.Detail) { d.Reapable = 0 }), nil, []string{"SIGCHLD"}},
+		{"a shim", Why, leaker(shimOf), []string{"exec'd into a container"}, []string{"does not handle"}},
+		{"a dying init", Why, leaker(dyingInit), []string{"3 dead processes of its pid namespace that process 900 (containerd-shim) has not reaped", "1 dead process of its pid namespace that process 77 (gdb) traces"}, nil},
 
-		{"due, and TERM would be lost", plan, leaker(), []string{"at least 50 zombies, each for at least 1m00s", "in 23s", "SIGCHLD asks it to reap, and it has 2s; then SIGKILL", "SIGTERM is left out", "the container ends"}, nil},
-		{"pid 1 with a handler gets TERM", plan, leaker(func(d *report.Detail) { d.Signals.Term = "caught" }), []string{"SIGTERM asks it to end, and it has 10s; then SIGKILL"}, []string{"left out"}},
-		{"not pid 1", plan, leaker(inside), []string{"SIGTERM asks it to end"}, []string{"left out", "the container ends"}},
-		{"no nudge", with(Settings{TermTimeout: time.Second}), leaker(inside), []string{"SIGTERM"}, []string{"SIGCHLD"}},
-		{"no term", with(Settings{}), leaker(inside), []string{"SIGKILL ends it"}, []string{"SIGTERM", "SIGCHLD"}},
-		{"rule", plan, leaker(func(d *report.Detail) { d.Rule = "tenants" }), []string{"By rule tenants,"}, nil},
-		{"too few", plan, leaker(func(d *report.Detail) { d.Countable, d.DeadlineSeconds = 12, nil }), []string{"Nothing for now: it holds 12.", "at least 50"}, []string{"SIGKILL"}},
-		{"target", plan, leaker(func(d *report.Detail) { d.Verdict = "target" }), []string{"It does, now."}, nil},
-		{"acting", plan, leaker(func(d *report.Detail) { d.Verdict = "acting" }), []string{"at work on it now"}, nil},
-		{"dry run", with(Settings{DryRun: true}), leaker(), []string{"dry run"}, nil},
-		{"dry run done", with(Settings{DryRun: true}), leaker(spared(policy.Backoff)), []string{"dry run", "the signals that it would have got"}, []string{"acted on"}},
-		{"only watching", with(Settings{Observe: true}), leaker(), []string{"only watches and sends no signal", "A daemon with this configuration would"}, nil},
-		{"a zombie", plan, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"about its parent"}, []string{"SIGKILL"}},
+		{"due, and TERM would be lost", plan, leaker(), []string{"at least 50 zombies, each for at least 1m00s", "eligible in 23s, unless it reaps",
+			"SIGCHLD, then 2s to reap; SIGKILL.", "Skipped: reaping inside it (none of its zombies is known to be adopted); SIGTERM (the kernel drops it"}, nil},
+		{"adopted ones", plan, leaker(adopted), []string{"SIGCHLD, then 2s to reap; reaping the 58 adopted zombies inside it, which does not end it; SIGKILL."}, []string{"none of its"}},
+		{"adopted ones, refused", plan, leaker(adopted, func(d *report.Detail) {
+			d.ReapInside = &report.ReapInside{Refusal: "its seccomp filter forbids wait4"}
+		}), []string{"Skipped: reaping inside it (its seccomp filter forbids wait4)"}, []string{"reaping the 58"}},
+		{"reaped twice", plan, leaker(adopted, func(d *report.Detail) { d.ReapInside = &report.ReapInside{Possible: true, Times: 2} }), []string{"2 times already", "owner should be told"}, nil},
+		{"pid 1 with a handler gets TERM", plan, leaker(func(d *report.Detail) { d.Signals.Term = "caught" }), []string{"SIGTERM, then 10s to exit; SIGKILL."}, []string{"SIGTERM (the kernel"}},
+		{"not pid 1", plan, leaker(inside), []string{"SIGTERM, then 10s"}, []string{"SIGTERM ("}},
+		{"rule", plan, leaker(func(d *report.Detail) { d.Rule = "tenants" }), []string{"Rule tenants: at least"}, nil},
+		{"too few", plan, leaker(func(d *report.Detail) { d.Reapable, d.DeadlineSeconds = 12, nil }), []string{"It has 12: nothing happens now.", "at least 50"}, []string{"SIGKILL"}},
+		{"too few, but growing", plan, leaker(func(d *report.Detail) { d.Reapable, d.DeadlineSeconds, d.RatePerHour = 20, nil, new(60.0) }), []string{"eligible in about 31m00s"}, nil},
+		{"target", plan, leaker(func(d *report.Detail) { d.Verdict, d.DeadlineSeconds = "target", new(0.0) }), []string{"It meets the rule now."}, nil},
+		{"acting", plan, leaker(func(d *report.Detail) { d.Verdict = "acting" }), []string{"acting on it now"}, nil},
+		{"a limit", plan, leaker(spared(policy.RateLimited), func(d *report.Detail) {
+			d.DeadlineSeconds, d.Until = new(0.0), &until
+			d.LimitsUsed = []report.LimitUsed{{Name: "perWorkload", Since: until.Add(-time.Hour), Until: until}}
+		}), []string{"the limit on kills is used up, until 2026-03-04 12:30:00", "limits.perWorkload, since 2026-03-04 11:30:00", "go on"}, nil},
+		{"waiting", plan, leaker(spared(policy.Waiting), func(d *report.Detail) { d.DeadlineSeconds = new(0.0) }), []string{"It is spared: it is waiting for one child", "or when a pid limit is almost reached"}, nil},
+		{"pressure", plan, leaker(func(d *report.Detail) { d.Verdict, d.DeadlineSeconds, d.Pressure = "target", new(0.0), "workload" }), []string{"A pid limit of its workload is almost reached"}, []string{"at least 50"}},
+		{"dry run", with(Settings{DryRun: true}), leaker(), []string{"dry-run"}, nil},
+		{"dry run done", with(Settings{DryRun: true}), leaker(spared(policy.Backoff), func(d *report.Detail) { d.DeadlineSeconds = new(0.0) }), []string{"dry run has been through the steps"}, []string{"acted on"}},
+		{"only watching", with(Settings{Observe: true}), leaker(), []string{"sends no signals", "daemon with this configuration would"}, nil},
+		{"a zombie", plan, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"Its parent is what counts"}, []string{"SIGKILL"}},
+		{"protected", plan, leaker(shimOf), []string{"only reported"}, []string{"SIGKILL", "eligible"}},
+		{"observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule = "keep" }), []string{"rule keep says observe"}, []string{"SIGKILL"}},
+		{"perhaps observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule, d.RuleUnsure = "keep", true }), []string{"may match it", "not known yet"}, []string{"SIGKILL"}},
+		{"dying", plan, leaker(dyingInit), []string{"already exiting"}, []string{"SIGKILL"}},
+
+		{"a kill's toll", Impact, leaker(func(d *report.Detail) {
+			d.KillTakes = &report.KillTakes{Processes: 12, Sessions: []report.Relative{{PID: 5, Comm: "bash"}, {PID: 6, Comm: "make"}}}
+		}), []string{"12 other processes of its container end with it", "5 (bash) and 6 (make)", "The container ends"}, []string{"another parent"}},
+		{"a pod", Impact, leaker(pause, func(d *report.Detail) {
+			d.KillTakes = &report.KillTakes{Processes: 1, Containers: []string{"app", "sidecar"}}
+		}), []string{"The whole pod ends with it, with the containers app and sidecar", "1 other process"}, []string{"The container ends"}},
+		{"orphans", Impact, leaker(inside, func(d *report.Detail) { d.KillTakes = &report.KillTakes{Orphans: 3} }), []string{"3 live children live on and get another parent"}, []string{"container"}},
+		{"never killed", Impact, leaker(shimOf, func(d *report.Detail) { d.KillTakes = &report.KillTakes{Orphans: 3} }), nil, []string{"child"}},
 
 		{"pod", Owner, leaker(), []string{"ENTRYPOINT", "shareProcessNamespace", "Node.js"}, []string{"docker run"}},
-		{"docker", Owner, leaker(func(d *report.Detail) {
-			d.Container.Runtime, d.Container.PodUID, d.Container.Pod = "docker", "", ""
-		}), []string{"docker run --init"}, []string{"shareProcessNamespace"}},
-		{"podman", Owner, leaker(func(d *report.Detail) {
-			d.Container.Runtime, d.Container.PodUID, d.Container.Pod = "podman", "", ""
-		}), []string{"podman run --init"}, nil},
-		{"not pid 1 needs no init", Owner, leaker(inside), []string{"event loop"}, []string{"tini"}},
-		{"python of any version", Owner, leaker(onHost, exe("/usr/bin/python3.12")), []string{"Popen", "os.waitpid"}, nil},
+		{"docker", Owner, leaker(noPod("docker")), []string{"docker run --init"}, []string{"shareProcessNamespace", "kubectl"}},
+		{"podman", Owner, leaker(noPod("podman")), []string{"podman run --init"}, nil},
+		{"not pid 1 needs no init", Owner, leaker(inside), []string{"event loop", "kubectl delete pod -n shop web-1"}, []string{"tini"}},
+		{"python of any version", Owner, leaker(onHost, exe("/usr/bin/python3.12")), []string{"Popen", "os.waitpid", "systemctl restart cron.service"}, nil},
+		{"a user's unit", Owner, leaker(onHost, func(d *report.Detail) { d.Unit = "user@1000.service/app.service" }), []string{"systemctl --user --machine=1000@ restart app.service"}, nil},
+		{"a scope cannot be restarted", Owner, leaker(onHost, func(d *report.Detail) { d.Unit = "session-3.scope" }), nil, []string{"systemctl"}},
 		{"java", Owner, leaker(onHost, exe("/opt/jdk-21/bin/java")), []string{"ProcessBuilder"}, nil},
-		{"bash", Owner, leaker(onHost, exe("/usr/bin/bash")), []string{"`wait`"}, nil},
-		{"go and the rest", Owner, leaker(onHost, exe("/srv/agent")), []string{"cmd.Wait()", "waitpid()", "SIG_IGN"}, nil},
-		{"sleep as pid 1", Owner, leaker(exe("/bin/sleep")), []string{"`sleep` never waits"}, nil},
+		{"bash", Owner, leaker(onHost, exe("/usr/bin/bash")), []string{"job & ... wait"}, nil},
+		{"go and the rest", Owner, leaker(onHost, exe("/srv/agent")), []string{"In agent,", "cmd.Wait()", "waitpid()", "SIG_IGN"}, nil},
+		{"sleep as pid 1", Owner, leaker(exe("/bin/sleep")), []string{"sleep never waits"}, nil},
+		{"busybox sleep", Owner, leaker(exe("/bin/busybox"), argv("sleep", "inf")), []string{"sleep never waits"}, []string{"shell"}},
+		{"busybox by name", Owner, leaker(exe("/bin/busybox"), argv("busybox", "crond", "-f")), []string{"crond reaps"}, []string{"shell"}},
+		{"busybox sh", Owner, leaker(exe("/bin/busybox"), argv("/bin/sh", "/start.sh")), []string{"shell script"}, nil},
 		{"blocked", Owner, leaker(func(d *report.Detail) { d.Signals.ChldBlocked = true }), []string{"Unblock SIGCHLD"}, nil},
 		{"stopped", Owner, leaker(func(d *report.Detail) { d.State = "T" }), []string{"kill -CONT 4242"}, nil},
-		{"traced", Owner, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"(process 88) go"}, nil},
-		{"nothing leaks", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Countable = 0, 0 }), []string{"Nothing."}, []string{"tini"}},
-		{"only held ones", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Countable, d.TracedZombies, d.ZombieTracer = 2, 0, 2, 77 }), []string{"process 77"}, []string{"tini", "Node.js"}},
+		{"traced", Owner, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"(process 88)"}, nil},
+		{"traced by its child", Owner, leaker(func(d *report.Detail) { d.Tracer, d.TracerIsChild = 88, true }), []string{"kill -KILL 88"}, nil},
+		{"waits for one child", Owner, leaker(func(d *report.Detail) { d.WaitsFor = &report.Relative{PID: 4300, Comm: "sleep"} }), []string{"once process 4300 exits"}, []string{"tini", "Node.js"}},
+		{"nothing leaks", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable = 0, 0 }), nil, []string{"tini", "Nothing"}},
+		{"only held ones", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.TracedZombies, d.ZombieTracer = 2, 0, 2, 77 }), []string{"process 77"}, []string{"tini", "Node.js"}},
+		{"a shim", Owner, leaker(shimOf), []string{"kill -CHLD 4242", "replaces the shim"}, []string{"tini", "SIG_IGN"}},
+		{"pause", Owner, leaker(pause), []string{"Recreate the pod (kubectl delete pod -n shop web-1)", "all containers of the pod"}, []string{"shareProcessNamespace: true", "ENTRYPOINT"}},
+		{"OpenShift's pod", Owner, leaker(pause, exe("/usr/bin/pod")), []string{"Recreate the pod"}, []string{"ENTRYPOINT"}},
+		{"systemd in a container", Owner, leaker(exe("/usr/lib/systemd/systemd")), []string{"Restart the pod", "stuck or misconfigured"}, []string{"tini", "waitpid"}},
+		{"the node's systemd", Owner, leaker(onHost, exe("/usr/lib/systemd/systemd"), func(d *report.Detail) { d.PID = 1 }), []string{"daemon-reexec"}, []string{"waitpid"}},
+		{"a dying init", Owner, leaker(dyingInit), []string{"kill -CHLD 900", "process 77 (gdb) detach"}, []string{"Nothing"}},
+
+		{"a dying init as a whole", whole, leaker(dyingInit), []string{"Why it does not end"}, []string{"Why it does not reap"}},
+		{"nothing to tell", whole, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.Sample, d.DeadlineSeconds = 0, 0, nil, nil }), []string{"It has no zombies."}, []string{"Why", "What to do"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -161,15 +262,17 @@ func TestOwnForksAreTheProgramsToReap(t *testing.T) {
 	}
 }
 
-// Whatever a process is, each part of its story is whole sentences.
+// Whatever a process is, each part of its explanation is whole sentences, and none is
+// empty.
 func TestSentences(t *testing.T) {
 	for _, d := range []*report.Detail{
-		{}, leaker(), leaker(onHost), leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }),
-		leaker(func(d *report.Detail) { d.DeadlineSeconds, d.Waits, d.Signals = nil, nil, report.Signals{} }),
+		{}, leaker(), leaker(onHost), leaker(shimOf), leaker(pause), leaker(dyingInit), leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }),
+		leaker(func(d *report.Detail) { d.DeadlineSeconds, d.HasReaped, d.Signals = nil, nil, report.Signals{} }),
 		leaker(func(d *report.Detail) { d.Verdict, d.Reason = "spared", "a reason of a later version" }),
 	} {
-		Complete(d, settings)
-		for _, s := range Story(d) {
+		steps(d)
+		Complete(d, Settings{})
+		for _, s := range Explain(d) {
 			if s.Title == "" || len(s.Sentences) == 0 {
 				t.Errorf("%d: section %q with %d sentences", d.PID, s.Title, len(s.Sentences))
 			}
@@ -187,7 +290,7 @@ func TestReasonsAreExplained(t *testing.T) {
 	unknown := Because("")
 	for _, r := range []policy.Reason{
 		policy.Protected, policy.OutOfScope, policy.ByRule, policy.Traced, policy.Stopped, policy.Frozen,
-		policy.Dying, policy.Uninterruptible, policy.IdentityChanged, policy.Recovered, policy.RateLimited, policy.Backoff,
+		policy.Dying, policy.Uninterruptible, policy.Waiting, policy.Foreign, policy.IdentityChanged, policy.Recovered, policy.RateLimited, policy.Backoff,
 	} {
 		if Because(r) == unknown {
 			t.Errorf("%s is not explained", r)
@@ -204,8 +307,8 @@ func TestTree(t *testing.T) {
 		got = append(got, strings.Repeat(".", n.Depth)+n.Text)
 	}
 	want := []string{
-		"1 systemd", ".900 containerd-shim", "..4242 node", "...4300 worker", "...and 3 children more that live",
-		"...5000 sh <defunct>", "...5001 curl <defunct>", "...5002 sh <defunct>", "...and 57 zombies more",
+		"1 systemd", ".900 containerd-shim", "..4242 node", "...4300 worker", "...and 3 more live children",
+		"...5000 sh <defunct>", "...5001 curl <defunct>", "...5002 sh <defunct>", "...and 57 more zombies",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
@@ -218,7 +321,7 @@ func TestWrite(t *testing.T) {
 		d.Cmdline = []string{strings.Repeat("x", 300), "\x1b[31m\nforged"}
 		d.Unseen = []string{"exe: permission denied"}
 	})
-	Complete(d, settings)
+	Complete(d, Settings{})
 	var b strings.Builder
 	if err := Write(&b, d, 80); err != nil {
 		t.Fatal(err)
@@ -228,7 +331,7 @@ func TestWrite(t *testing.T) {
 			t.Errorf("%d columns: %q", n, line)
 		}
 	}
-	for _, want := range []string{"90 of 100 (90%)", "it has never reaped a child", "4242 > 1", "permission denied", "50 zombies for 1m00s", `\x1b[31m\nforged`} {
+	for _, want := range []string{"90 of 100 (90%)", "has never reaped a child", "4242 > 1", "permission denied", "50 zombies for 1m00s", `\x1b[31m\nforged`} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("does not say %q:\n%s", want, b.String())
 		}
@@ -253,7 +356,7 @@ func FuzzWrite(f *testing.F) {
 				d.Container, d.Inner = nil, nil
 			}
 			d.State, d.Rule, d.Reason, d.Unseen = exe, rule, rule, []string{cgroup, comm}
-			d.OldestSeconds, d.DeadlineSeconds, d.Grace = age, &age, age
+			d.OldestSeconds, d.DeadlineSeconds, d.Grace = &age, &age, age
 			for i := range d.Ancestors {
 				d.Ancestors[i].Comm = comm
 			}
@@ -262,7 +365,7 @@ func FuzzWrite(f *testing.F) {
 			}
 			d.Children, d.LiveChildren = []report.Relative{{PID: 4300, Comm: exe}}, 2
 		})
-		Complete(d, settings)
+		Complete(d, Settings{})
 		var b strings.Builder
 		if err := Write(&b, d, int(width)); err != nil {
 			t.Fatal(err)
@@ -283,7 +386,7 @@ func FuzzWrite(f *testing.F) {
 			tree = tree || line == "Tree"
 		}
 		var want []string
-		for _, s := range Story(d) {
+		for _, s := range Explain(d) {
 			want = append(want, s.Title)
 		}
 		if want = append(want, "Facts", "Tree"); !slices.Equal(titles, want) {

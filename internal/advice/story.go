@@ -3,6 +3,7 @@ package advice
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/charmbracelet/x/ansi"
@@ -10,25 +11,33 @@ import (
 	"kzr/internal/report"
 )
 
-// Section is a part of the story.
+// Section is a part of the explanation.
 type Section struct {
 	Title     string
 	Sentences []string
 }
 
-// Story is all that is to be said of a process; its Plan and Advice must be
-// filled in.
-func Story(d *report.Detail) []Section {
-	out := []Section{
-		{"Who it is", []string{Who(d)}},
-		{"What it leaks", Leak(d)},
+// Explain is all that is to be said of a process; its Plan and Advice must be filled
+// in.
+func Explain(d *report.Detail) []Section {
+	why := "Why it does not reap"
+	if dying(d) {
+		why = "Why it does not end"
 	}
-	if why := Why(d); len(why) > 0 {
-		out = append(out, Section{"Why it does not reap", why})
+	var out []Section
+	for _, s := range []Section{
+		{"Process", What(d)},
+		{"Zombies", Zombies(d)},
+		{why, Why(d)},
+		{"What kzr does", d.Plan},
+		{"What SIGKILL would take along", Impact(d)},
+		{"What to do", d.Advice},
+	} {
+		if len(s.Sentences) > 0 {
+			out = append(out, s)
+		}
 	}
-	return append(out,
-		Section{"What kzr does", d.Plan},
-		Section{"What its owner should do", d.Advice})
+	return out
 }
 
 // Fact is a line of a table.
@@ -38,7 +47,7 @@ type Fact struct {
 	Telling bool
 }
 
-// Facts are what a story was made of, as far as it could be seen.
+// Facts are what an explanation was made of, as far as it could be seen.
 func Facts(d *report.Detail) []Fact {
 	var out []Fact
 	add := func(name, value string, telling bool) {
@@ -56,11 +65,11 @@ func Facts(d *report.Detail) []Fact {
 		add("image", c.Image, false)
 	}
 	if c := d.Inner; c != nil {
-		add("inside it", strings.TrimSpace(short(c.ID)+" "+c.Runtime)+", as its owner calls it", false)
+		add("nested", strings.TrimSpace(short(c.ID)+" "+c.Runtime)+" (its owner could have made this up)", false)
 	}
 	add("unit", d.Unit, false)
 	add("cgroup", d.Cgroup, false)
-	state := fmt.Sprintf("%s, %s", stateName(d.State), counted(d.Threads, "thread"))
+	state := fmt.Sprintf("%s, %s", stateName(d), plural(d.Threads, "thread", "threads"))
 	if d.Tracer != 0 {
 		state += fmt.Sprintf(", traced by %d", d.Tracer)
 	}
@@ -70,25 +79,47 @@ func Facts(d *report.Detail) []Fact {
 		for i, pid := range d.NSPID {
 			s[i] = fmt.Sprint(pid)
 		}
-		add("pids", strings.Join(s, " > ")+", from the node inwards", false)
+		add("pids", strings.Join(s, " > ")+" (node > container)", false)
 	}
-	add("SIGCHLD", signal(d.Signals.Chld, d.Signals.ChldBlocked), d.Countable > 0 && (d.Signals.ChldBlocked || d.Signals.Chld == "default"))
+	add("SIGCHLD", signal(d.Signals.Chld, d.Signals.ChldBlocked), d.Reapable > 0 && (d.Signals.ChldBlocked || d.Signals.Chld == "default"))
 	add("SIGTERM", signal(d.Signals.Term, d.Signals.TermBlocked), false)
-	if d.Waits != nil {
-		if *d.Waits {
-			add("waits", "it has reaped children", false)
+	if d.HasReaped != nil {
+		if *d.HasReaped {
+			add("wait", "has reaped children before", false)
 		} else {
-			add("waits", "it has never reaped a child", d.Countable > 0)
+			add("wait", "has never reaped a child", d.Reapable > 0)
 		}
+	}
+	if w := d.WaitsFor; w != nil {
+		add("waits for", named(*w), true)
+	}
+	if d.Subreaper {
+		add("subreaper", "yes", false)
+	}
+	if d.Reapable > 0 {
+		add("adopted", fmt.Sprintf("%d of %d", d.Adopted, d.Reapable), false)
+	}
+	if r := d.ReapInside; r != nil {
+		text := "possible"
+		if !r.Possible {
+			text = "not possible: " + r.Refusal
+		}
+		if r.Times > 0 {
+			text += fmt.Sprintf("; done %s so far", plural(r.Times, "time", "times"))
+		}
+		add("inside", text, false)
 	}
 	if p := d.Pids; p != nil {
 		if p.Limit > 0 {
 			add("pids limit", fmt.Sprintf("%d of %d (%.0f%%)", p.Current, p.Limit, 100*float64(p.Current)/float64(p.Limit)), 10*p.Current >= 8*p.Limit)
 		} else {
-			add("pids limit", fmt.Sprintf("none; %d now", p.Current), false)
+			add("pids limit", fmt.Sprintf("none (uses %d)", p.Current), false)
 		}
 	}
-	rule := fmt.Sprintf("%s for %s", counted(d.Threshold, "zombie"), seconds(d.Grace))
+	if w := d.WorkloadTotal; w != nil {
+		add("workload", fmt.Sprintf("%s: %s, %s", w.Name, plural(w.Zombies, "zombie", "zombies"), plural(w.Parents, "parent", "parents")), false)
+	}
+	rule := fmt.Sprintf("%s for %s", plural(d.Threshold, "zombie", "zombies"), seconds(d.Grace))
 	if d.Rule != "" {
 		rule = d.Rule + ": " + rule
 	}
@@ -123,7 +154,7 @@ func Tree(d *report.Detail) []Node {
 		out = append(out, Node{Depth: depth, Text: fmt.Sprintf("%d %s", c.PID, c.Comm)})
 	}
 	if n := d.LiveChildren - len(d.Children); n > 0 {
-		out = append(out, Node{Depth: depth, Text: fmt.Sprintf("and %s more that live", counted(n, "child"))})
+		out = append(out, Node{Depth: depth, Text: fmt.Sprintf("and %s", plural(n, "more live child", "more live children"))})
 	}
 	for _, z := range d.Sample {
 		text := strings.TrimRight(fmt.Sprintf("%d %s", z.PID, z.Comm), " ") + " <defunct>"
@@ -133,7 +164,7 @@ func Tree(d *report.Detail) []Node {
 		out = append(out, Node{Depth: depth, Text: text, Zombie: true})
 	}
 	if n := d.Zombies - len(d.Sample); n > 0 && len(d.Sample) > 0 {
-		out = append(out, Node{Depth: depth, Text: fmt.Sprintf("and %s more", counted(n, "zombie")), Zombie: true})
+		out = append(out, Node{Depth: depth, Text: fmt.Sprintf("and %s", plural(n, "more zombie", "more zombies")), Zombie: true})
 	}
 	return out
 }
@@ -149,42 +180,40 @@ func signal(how string, blocked bool) string {
 }
 
 // stateName spells out a letter of /proc/PID/stat.
-func stateName(s string) string {
-	switch s {
+func stateName(d *report.Detail) string {
+	switch d.State {
 	case "R":
 		return "running"
 	case "S":
 		return "sleeping"
 	case "D":
+		if d.WChan != "" {
+			return "in uninterruptible sleep in " + d.WChan
+		}
 		return "in uninterruptible sleep"
 	case "T":
 		return "stopped"
 	case "t":
-		return "held by a tracer"
+		return "stopped by a tracer"
 	case "Z":
-		return "dead itself"
+		if leaderDead(d) {
+			return "main thread dead"
+		}
+		return "zombie"
 	case "I":
 		return "idle"
 	}
-	return "state " + s
+	return "state " + d.State
 }
 
-func counted(n int, noun string) string {
-	switch {
-	case n == 1:
-		return "1 " + noun
-	case noun == "child":
-		return fmt.Sprintf("%d children", n)
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-// Write tells the story and its facts as plain text in lines of at most width
-// columns.
+// Write explains a process as plain text in lines of at most width
+// columns, and of at most 100 unless width is [math.MaxInt].
 func Write(w io.Writer, d *report.Detail, width int) error {
 	var b strings.Builder
-	width = min(max(width, 40), 100)
-	for i, s := range Story(d) {
+	if width != math.MaxInt {
+		width = min(max(width, 40), 100)
+	}
+	for i, s := range Explain(d) {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
@@ -214,7 +243,7 @@ func Write(w io.Writer, d *report.Detail, width int) error {
 		fmt.Fprintf(&b, "  %s%s%s\n", strings.Repeat(" ", min(2*n.Depth, width/3)), report.Sanitize(n.Text), mark)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("writing the story: %w", err)
+		return fmt.Errorf("writing the explanation: %w", err)
 	}
 	return nil
 }

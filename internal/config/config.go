@@ -13,14 +13,15 @@ type Config struct {
 	Threshold     int           `yaml:"threshold"`     // zombies, at least 1
 	Grace         time.Duration `yaml:"grace"`         // at least 1s
 	Nudge         time.Duration `yaml:"nudge"`         // 0 skips the SIGCHLD step
+	Reap          Reap          `yaml:"reap"`          // not ReapAll
 	TermTimeout   time.Duration `yaml:"termTimeout"`   // 0 skips the SIGTERM step
 	SweepInterval time.Duration `yaml:"sweepInterval"` // at least 1s
 	DryRun        bool          `yaml:"dryRun"`
 	Pressure      float64       `yaml:"pressure"` // fraction of a pid limit, 0 disables
 	Limits        Limits        `yaml:"limits"`
 	Protect       []string      `yaml:"protect"` // absolute paths or globs of executables
-	// CRI are the unix sockets of container runtimes that names are asked of. nil
-	// is the usual places, empty is nobody.
+	// CRI are the unix sockets of the container runtimes to ask for names, as paths.
+	// nil is the usual places; an empty list, written "", is none.
 	CRI       []string `yaml:"cri"`
 	Rules     []Rule   `yaml:"rules"`
 	Socket    string   `yaml:"socket"`  // "" disables
@@ -48,6 +49,16 @@ const (
 	ScopeAll        Scope = "all"
 )
 
+// Reap says which zombies kzr may reap from inside their parent.
+type Reap string
+
+// What may be reaped.
+const (
+	ReapOff     Reap = "off"
+	ReapAdopted Reap = "adopted" // those that somebody else forked, for certain
+	ReapAll     Reap = "all"     // the parent's own as well, which can give it wrong exit statuses; only in a rule
+)
+
 // Limits bounds how much kzr may kill.
 type Limits struct {
 	KillsPerMinute int         `yaml:"killsPerMinute"` // on the node, at least 1
@@ -69,14 +80,16 @@ const (
 	ActionObserve Action = "observe"
 )
 
-// Rule overrides the action, threshold and grace for the parents it matches.
-// The first rule that matches wins.
+// Rule overrides settings for the parents it matches. The first rule that matches
+// wins.
 type Rule struct {
-	Name      string        `yaml:"name"`
-	Match     Match         `yaml:"match"`
-	Action    Action        `yaml:"action"`    // "" is kill
-	Threshold int           `yaml:"threshold"` // 0 inherits
-	Grace     time.Duration `yaml:"grace"`     // 0 inherits
+	Name        string         `yaml:"name"`
+	Match       Match          `yaml:"match"`
+	Action      Action         `yaml:"action"`      // "" is kill
+	Threshold   int            `yaml:"threshold"`   // 0 inherits
+	Grace       time.Duration  `yaml:"grace"`       // 0 inherits
+	Reap        Reap           `yaml:"reap"`        // "" inherits
+	TermTimeout *time.Duration `yaml:"termTimeout"` // nil inherits, 0 skips the SIGTERM step
 }
 
 // Match holds what a rule asks of a parent. Strings are globs; empty fields
@@ -101,6 +114,7 @@ func Default() Config {
 		Threshold:     50,
 		Grace:         time.Minute,
 		Nudge:         2 * time.Second,
+		Reap:          ReapAdopted,
 		TermTimeout:   10 * time.Second,
 		SweepInterval: 30 * time.Second,
 		Pressure:      0.85,

@@ -21,7 +21,7 @@ import (
 const shipped = "../../deploy/kzr.yaml"
 
 func TestShippedFileIsTheDefault(t *testing.T) {
-	got, err := Load(shipped, true)
+	got, _, err := Load(shipped, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,20 +117,28 @@ func TestLoad(t *testing.T) {
 		"zero durations": {"nudge: 0\ntermTimeout: 0s\n", func(c *Config) { c.Nudge, c.TermTimeout = 0, 0 }},
 		"pressure off":   {"pressure: 0\n", func(c *Config) { c.Pressure = 0 }},
 		"all scalars": {
-			"mode: ebpf\nscope: all\nthreshold: 1\ngrace: 1s\nnudge: 500ms\ntermTimeout: 1m30s\nsweepInterval: \"1s\"\n" +
+			"mode: ebpf\nscope: all\nthreshold: 1\ngrace: 1s\nnudge: 500ms\nreap: off\ntermTimeout: 1m30s\nsweepInterval: \"1s\"\n" +
 				"dryRun: true\npressure: 1\nlimits: {killsPerMinute: 1, perWorkload: {kills: 9, window: 24h}}\n" +
 				"socket: \"\"\nmetrics: \"[::1]:9100\"\nlogFormat: json\nlogLevel: debug\n",
 			func(c *Config) {
 				*c = Config{Mode: ModeEBPF, Scope: ScopeAll, Threshold: 1, Grace: time.Second,
-					Nudge: 500 * time.Millisecond, TermTimeout: 90 * time.Second, SweepInterval: time.Second,
+					Nudge: 500 * time.Millisecond, Reap: ReapOff, TermTimeout: 90 * time.Second, SweepInterval: time.Second,
 					DryRun: true, Pressure: 1, Metrics: "[::1]:9100", LogFormat: "json", LogLevel: "debug",
 					Limits: Limits{1, PerWorkload{9, 24 * time.Hour}}}
 			},
 		},
-		"protect":     {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
-		"cri":         {"cri: [/run/a.sock, /run/b.sock]\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
-		"cri, nobody": {"cri: []\n", func(c *Config) { c.CRI = []string{} }},
-		"cri, usual":  {"cri:\n", func(c *Config) { c.CRI = nil }},
+		"protect":      {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
+		"cri":          {"cri: [/run/a.sock, /run/b.sock]\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
+		"cri, one":     {"cri: unix:///run/a.sock\n", func(c *Config) { c.CRI = []string{"/run/a.sock"} }},
+		"cri, URLs":    {"cri: [unix:///run/a.sock, 'unix:/run/b.sock']\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
+		"cri, nobody":  {"cri: \"\"\n", func(c *Config) { c.CRI = []string{} }},
+		"cri, empty":   {"cri: []\n", func(c *Config) { c.CRI = nil }},
+		"protect, one": {"protect: /opt/a\n", func(c *Config) { c.Protect = []string{"/opt/a"} }},
+		"reap": {"reap: off\nrules: [{name: a, reap: all, termTimeout: 0}, {name: b, reap: off, termTimeout: 5s}]\n", func(c *Config) {
+			var zero, five = time.Duration(0), 5 * time.Second
+			c.Reap, c.Rules = ReapOff, []Rule{{Name: "a", Reap: ReapAll, TermTimeout: &zero}, {Name: "b", Reap: ReapOff, TermTimeout: &five}}
+		}},
+		"cri, usual": {"cri:\n", func(c *Config) { c.CRI = nil }},
 		"rules": {
 			"rules:\n- {name: a, match: {scope: containers, namespace: ns, pod: p-*, container: c, image: 'i/*',\n" +
 				"    exe: /bin/x, cgroup: '*/pod*', uid: 0, containerInit: true}, action: observe}\n" +
@@ -154,7 +162,7 @@ func TestLoad(t *testing.T) {
 			want := Default()
 			tt.want(&want)
 			path := write(t, tt.text)
-			got, err := Load(path, true)
+			got, _, err := Load(path, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -175,85 +183,90 @@ func TestLoadErrors(t *testing.T) {
 		"limits: {x: 5}\n":            ":1: limits.x: unknown key; use killsPerMinute or perWorkload",
 		"limits:\n  \"a\\n\": 5\n":    `:2: limits."a\n": unknown key; use killsPerMinute or perWorkload`,
 		"rule: []\n":                  ":1: rule: unknown key; did you mean rules?",
-		"<<: {mode: proc}\n":          ":1: <<: unknown key; use cri, dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, rules, scope, socket, sweepInterval, termTimeout or threshold",
-		"? [a]\n: 1\n":                ":1: a list cannot be a key; use a word",
-		"mode: auto\n\nmode: proc":    ":3: mode: is given twice, first on line 1; keep one",
-		"limits: {}\nlimits: {}\n":    ":2: limits: is given twice, first on line 1; keep one",
-		"rules: [{name: a, name: b}]": ":1: rules[0].name: is given twice, first on line 1; keep one",
+		"<<: {mode: proc}\n":          ":1: <<: unknown key; use cri, dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, reap, rules, scope, socket, sweepInterval, termTimeout or threshold",
+		"? [a]\n: 1\n":                ":1: a list cannot be a key",
+		"mode: auto\n\nmode: proc":    ":3: mode: duplicate key, first set on line 1",
+		"limits: {}\nlimits: {}\n":    ":2: limits: duplicate key, first set on line 1",
+		"rules: [{name: a, name: b}]": ":1: rules[0].name: duplicate key, first set on line 1",
 
 		// Values.
-		"mode: auto\nscope: all\nthreshold: -5\n": ":3: threshold: -5 is out of range; use a whole number of at least 1",
-		"threshold: 0\n":                              ":1: threshold: 0 is out of range; use a whole number of at least 1",
-		"threshold: 4194305\n":                        ":1: threshold: 4194305 is out of range; use a whole number of at most 4194304",
-		"threshold: 99999999999999999999\n":           `:1: threshold: "99999999999999999999" is out of range; use a whole number from 1 to 4194304`,
-		"threshold: 1.5\n":                            `:1: threshold: "1.5" is not a whole number; use a whole number of at least 1`,
-		"threshold: \"5\"\n":                          `:1: threshold: "5" is quoted text; use a whole number of at least 1`,
-		"threshold:\n":                                ":1: threshold: has no value; use a whole number of at least 1",
-		"threshold: [1]\n":                            ":1: threshold: a list is not what belongs here; use a whole number of at least 1",
-		"threshold: !x 1\n":                           `:1: threshold: "1" is read as something tagged "!x"; use a whole number of at least 1`,
-		"threshold: \"\\e[31m\\n\"\n":                 `:1: threshold: "\x1b[31m\n" is not a whole number; use a whole number of at least 1`,
-		"grace: 60\n":                                 `:1: grace: "60" has no unit; use a duration such as "30s" or "1m"`,
-		"grace: 5 minutes\n":                          `:1: grace: "5 minutes" is not a duration; use a duration such as "30s" or "1m"`,
-		"grace: 999ms\n":                              ":1: grace: 999ms is out of range; use a duration of at least 1s",
-		"grace: 0\n":                                  ":1: grace: 0 is out of range; use a duration of at least 1s",
-		"grace: 2562047h\n":                           ":1: grace: 2562047h is out of range; use a duration of at most 8760h",
-		"nudge: -1s\n":                                ":1: nudge: -1s is out of range; use a duration of at least 0",
-		"termTimeout: {a: 1}\n":                       `:1: termTimeout: a block of keys is not what belongs here; use a duration such as "30s" or "1m"`,
-		"sweepInterval: 1ms\n":                        ":1: sweepInterval: 1ms is out of range; use a duration of at least 1s",
-		"dryRun: yes\n":                               `:1: dryRun: "yes" is neither true nor false; use true or false`,
-		"dryRun: 1\n":                                 `:1: dryRun: "1" is read as a number; use true or false`,
-		"pressure: 1.01\n":                            ":1: pressure: 1.01 is out of range; use a fraction from 0 to 1",
-		"pressure: .nan\n":                            `:1: pressure: ".nan" is not a number; use a fraction from 0 to 1`,
-		"pressure: 85%\n":                             `:1: pressure: "85%" is not a number; use a fraction from 0 to 1`,
-		"mode: bpf\n":                                 `:1: mode: "bpf" is not known; use auto, ebpf or proc`,
-		"scope: host\n":                               `:1: scope: "host" is not known; use containers or all`,
-		"logFormat: xml\n":                            `:1: logFormat: "xml" is not known; use text or json`,
-		"logLevel: INFO\n":                            `:1: logLevel: "INFO" is not known; use debug, info, warn or error`,
-		"limits: 5\n":                                 `:1: limits: "5" is not what belongs here; use lines of the form key: value`,
-		"limits: {perWorkload: {kills: 0}}":           ":1: limits.perWorkload.kills: 0 is out of range; use a whole number of at least 1",
-		"limits: {perWorkload: {window: 1}}":          `:1: limits.perWorkload.window: "1" has no unit; use a duration such as "30s" or "1m"`,
-		"protect: /opt/x\n":                           `:1: protect: "/opt/x" is not what belongs here; use a list of absolute paths or globs of executables`,
-		"protect:\n- /opt/x\n- opt/*\n":               `:3: protect: "opt/*" is not an absolute path; use one that starts with "/"`,
-		"protect: [/opt//x]\n":                        `:1: protect: "/opt//x" is not in its shortest form; use "/opt/x"`,
-		"protect: ['/opt/[x']\n":                      `:1: protect: "/opt/[x" is not a valid pattern: a '[' has no matching ']'`,
-		"protect: [\"/a\\0b\"]\n":                     `:1: protect: "/a\x00b" holds a NUL, which no path can; use one without`,
-		"cri: [containerd.sock]\n":                    `:1: cri: "containerd.sock" is not an absolute path; use one that starts with "/"`,
-		"socket: kzr.sock\n":                          `:1: socket: "kzr.sock" is not an absolute path; use one that starts with "/"`,
-		"socket: /" + strings.Repeat("x", 107) + "\n": `:1: socket: "/` + strings.Repeat("x", 59) + `"… is too long for a unix socket; use at most 107 bytes`,
-		"metrics: 9100\n":                             `:1: metrics: "9100" is not host:port; use host:port such as "127.0.0.1:9100", or "" for none`,
-		"metrics: localhost:http\n":                   `:1: metrics: "localhost:http" has no port from 0 to 65535; use host:port such as "127.0.0.1:9100", or "" for none`,
-		"metrics: 'a b:9100'\n":                       `:1: metrics: "a b:9100" has no valid host; use host:port such as "127.0.0.1:9100", or "" for none`,
+		"mode: auto\nscope: all\nthreshold: -5\n": ":3: threshold: -5 is out of range: expected a whole number of at least 1",
+		"threshold: 0\n":                              ":1: threshold: 0 is out of range: expected a whole number of at least 1",
+		"threshold: 4194305\n":                        ":1: threshold: 4194305 is out of range: expected a whole number of at most 4194304",
+		"threshold: 99999999999999999999\n":           `:1: threshold: "99999999999999999999" is out of range: expected a whole number from 1 to 4194304`,
+		"threshold: 1.5\n":                            `:1: threshold: invalid number "1.5": expected a whole number of at least 1`,
+		"threshold: \"5\"\n":                          `:1: threshold: invalid type: expected a whole number of at least 1, found the string "5"`,
+		"threshold:\n":                                ":1: threshold: value is missing: expected a whole number of at least 1",
+		"threshold: [1]\n":                            ":1: threshold: invalid type: expected a whole number of at least 1, found a list",
+		"threshold: !x 1\n":                           `:1: threshold: invalid type: expected a whole number of at least 1, found "1", something tagged "!x" in YAML`,
+		"threshold: \"\\e[31m\\n\"\n":                 `:1: threshold: invalid number "\x1b[31m\n": expected a whole number of at least 1`,
+		"grace: 60\n":                                 `:1: grace: invalid duration "60": missing unit; expected a duration such as 30s or 1m`,
+		"grace: 5 minutes\n":                          `:1: grace: invalid duration "5 minutes": expected a duration such as 30s or 1m`,
+		"grace: 999ms\n":                              ":1: grace: 999ms is out of range: expected a duration of at least 1s",
+		"grace: 0\n":                                  ":1: grace: 0 is out of range: expected a duration of at least 1s",
+		"grace: 2562047h\n":                           ":1: grace: 2562047h is out of range: expected a duration of at most 8760h",
+		"nudge: -1s\n":                                ":1: nudge: -1s is out of range: expected a duration of at least 0",
+		"termTimeout: {a: 1}\n":                       ":1: termTimeout: invalid type: expected a duration such as 30s or 1m, found a mapping",
+		"sweepInterval: 1ms\n":                        ":1: sweepInterval: 1ms is out of range: expected a duration of at least 1s",
+		"dryRun: yes\n":                               `:1: dryRun: invalid value "yes": expected true or false`,
+		"dryRun: 1\n":                                 `:1: dryRun: invalid type: expected true or false, found "1", a number in YAML`,
+		"pressure: 1.01\n":                            ":1: pressure: 1.01 is out of range: expected a number from 0 to 1",
+		"pressure: .nan\n":                            `:1: pressure: invalid number ".nan": expected a number from 0 to 1`,
+		"pressure: 85%\n":                             `:1: pressure: invalid number "85%": expected a number from 0 to 1`,
+		"mode: bpf\n":                                 `:1: mode: unknown value "bpf": expected auto, ebpf or proc`,
+		"scope: host\n":                               `:1: scope: unknown value "host": expected containers or all`,
+		"logFormat: xml\n":                            `:1: logFormat: unknown value "xml": expected text or json`,
+		"logLevel: INFO\n":                            `:1: logLevel: unknown value "INFO": expected debug, info, warn or error`,
+		"limits: 5\n":                                 `:1: limits: invalid type: expected keys and values, found "5"`,
+		"limits: {perWorkload: {kills: 0}}":           ":1: limits.perWorkload.kills: 0 is out of range: expected a whole number of at least 1",
+		"limits: {perWorkload: {window: 1}}":          `:1: limits.perWorkload.window: invalid duration "1": missing unit; expected a duration such as 30s or 1m`,
+		"protect: {a: b}\n":                           ":1: protect: invalid type: expected a list of absolute paths or globs of executables, found a mapping",
+		"protect: opt/x\n":                            `:1: protect: invalid path "opt/x": expected an absolute path`,
+		"reap: all\n":                                 `:1: reap: "all" is only allowed in a rule: expected off or adopted`,
+		"reap: false\n":                               `:1: reap: unknown value "false": expected off or adopted`,
+		"cri: tcp://127.0.0.1:1\n":                    `:1: cri: unsupported scheme "tcp": expected a path or unix:///path`,
+		"protect:\n- /opt/x\n- opt/*\n":               `:3: protect: invalid path "opt/*": expected an absolute path`,
+		"protect: [/opt//x]\n":                        `:1: protect: invalid path "/opt//x": write it as "/opt/x"`,
+		"protect: ['/opt/[x']\n":                      `:1: protect: invalid pattern "/opt/[x": a '[' has no matching ']'`,
+		"protect: [\"/a\\0b\"]\n":                     `:1: protect: invalid path "/a\x00b": it contains a NUL`,
+		"cri: [containerd.sock]\n":                    `:1: cri: invalid path "containerd.sock": expected an absolute path`,
+		"socket: kzr.sock\n":                          `:1: socket: invalid path "kzr.sock": expected an absolute path`,
+		"socket: /" + strings.Repeat("x", 107) + "\n": `:1: socket: path "/` + strings.Repeat("x", 59) + `"… is too long for a unix socket: at most 107 bytes`,
+		"metrics: 9100\n":                             `:1: metrics: invalid address "9100": expected host:port such as 127.0.0.1:9100, or "" for none`,
+		"metrics: localhost:http\n":                   `:1: metrics: invalid port in "localhost:http": expected host:port such as 127.0.0.1:9100, or "" for none`,
+		"metrics: 'a b:9100'\n":                       `:1: metrics: invalid host in "a b:9100": expected host:port such as 127.0.0.1:9100, or "" for none`,
 
 		// Rules.
-		"rules: {}\n":                                     ":1: rules: a block of keys is not what belongs here; use a list of rules",
-		"rules:\n- a\n":                                   `:2: rules[0]: "a" is not what belongs here; use lines of the form key: value`,
-		"rules:\n- action: kill\n":                        ":2: rules[0].name: is missing or empty; give the rule a name of its own",
-		"rules:\n- name: \"a\\tb\"\n":                     `:2: rules[0].name: "a\tb" has characters that cannot be shown; use plain text`,
-		"rules:\n- name: a\n- name: a\n":                  `:3: rules[1].name: "a" is the name of rules[0] too; use another`,
-		"rules:\n- name: a\n  action: spare\n":            `:3: rules[0].action: "spare" is not known; use kill or observe`,
-		"rules:\n- name: a\n  threshold: 0\n":             ":3: rules[0].threshold: 0 is out of range; use a whole number of at least 1",
-		"rules:\n- name: a\n  grace: 0\n":                 ":3: rules[0].grace: 0 is out of range; use a duration of at least 1s",
+		"rules: {}\n":                                     ":1: rules: invalid type: expected a list of rules, found a mapping",
+		"rules:\n- a\n":                                   `:2: rules[0]: invalid type: expected keys and values, found "a"`,
+		"rules:\n- action: kill\n":                        ":2: rules[0].name: is missing or empty: every rule needs a name",
+		"rules:\n- name: \"a\\tb\"\n":                     `:2: rules[0].name: "a\tb" contains characters that cannot be printed`,
+		"rules:\n- name: a\n  reap: yes\n":                `:3: rules[0].reap: unknown value "yes": expected off, adopted or all`,
+		"rules:\n- name: a\n  termTimeout: 5\n":           `:3: rules[0].termTimeout: invalid duration "5": missing unit; expected a duration such as 30s or 1m`,
+		"rules:\n- name: a\n  action: spare\n":            `:3: rules[0].action: unknown value "spare": expected kill or observe`,
+		"rules:\n- name: a\n  threshold: 0\n":             ":3: rules[0].threshold: 0 is out of range: expected a whole number of at least 1",
+		"rules:\n- name: a\n  grace: 0\n":                 ":3: rules[0].grace: 0 is out of range: expected a duration of at least 1s",
 		"rules:\n- name: a\n  pod: x\n":                   ":3: rules[0].pod: unknown key; did you mean match.pod?",
 		"rules:\n- name: a\n  match: {comm: x}\n":         ":3: rules[0].match.comm: unknown key; use cgroup, container, containerInit, exe, image, namespace, pod, scope or uid",
-		"rules:\n- name: a\n  match: {pod: \"\"}\n":       `:3: rules[0].match.pod: "" matches nothing; leave the key out to match anything`,
-		"rules:\n- name: a\n  match: {pod: 5}\n":          `:3: rules[0].match.pod: "5" is read as a number; put it in quotes`,
+		"rules:\n- name: a\n  match: {pod: \"\"}\n":       `:3: rules[0].match.pod: "" matches nothing: omit the key to match everything`,
+		"rules:\n- name: a\n  match: {pod: 5}\n":          `:3: rules[0].match.pod: invalid type: "5" is a number in YAML; put it in quotes`,
 		"rules:\n- name: a\n  match: {pod: *x}\n":         `:3: a value that starts with "*" needs quotes, such as "*-ci"`,
-		"rules:\n- name: a\n  match: {pod: '[z-a]'}\n":    `:3: rules[0].match.pod: "[z-a]" is not a valid pattern: the range 'z'-'a' is empty`,
-		"rules:\n- name: a\n  match: {uid: root}\n":       `:3: rules[0].match.uid: "root" is not a user id; use a numeric user id`,
-		"rules:\n- name: a\n  match: {uid: 4294967295}\n": `:3: rules[0].match.uid: 4294967295 is nobody's user id; use a numeric user id`,
+		"rules:\n- name: a\n  match: {pod: '[z-a]'}\n":    `:3: rules[0].match.pod: invalid pattern "[z-a]": the range 'z'-'a' is empty`,
+		"rules:\n- name: a\n  match: {uid: root}\n":       `:3: rules[0].match.uid: invalid user id "root": expected a numeric user id`,
+		"rules:\n- name: a\n  match: {uid: 4294967295}\n": ":3: rules[0].match.uid: 4294967295 is not a valid user id",
 
 		// The file as a whole.
-		"- a\n":                      ":1: the file holds a list; use lines of the form key: value",
-		"hello\n":                    `:1: the file holds "hello"; use lines of the form key: value`,
-		"mode: auto\n---\nmode: x\n": ":2: a second document starts here; put everything into one",
-		"mode: auto\nscope: [\n":     ":3: is not valid YAML: did not find expected node content",
-		"mode: auto\n\tscope: all\n": ":2: is not valid YAML: found a tab character that violates indentation while scanning a plain scalar from line 1",
-		"mode: auto\nscope: \"all\n": ":3: is not valid YAML: found unexpected end of stream while scanning a quoted scalar from line 2",
-		"mode: auto\nscope: \xff\n":  ":2: the byte 0xff is not UTF-8; save the file as UTF-8 text",
-		"mode: auto\nscope: \x00\n":  ":2: the control character U+0000 cannot be part of it; save the file as plain text",
+		"- a\n":                      ":1: invalid type: expected keys and values, found a list",
+		"hello\n":                    `:1: invalid type: expected keys and values, found "hello"`,
+		"mode: auto\n---\nmode: x\n": ":2: the file has more than one YAML document",
+		"mode: auto\nscope: [\n":     ":3: invalid YAML: did not find expected node content",
+		"mode: auto\n\tscope: all\n": ":2: invalid YAML: found a tab character that violates indentation while scanning a plain scalar from line 1",
+		"mode: auto\nscope: \"all\n": ":3: invalid YAML: found unexpected end of stream while scanning a quoted scalar from line 2",
+		"mode: auto\nscope: \xff\n":  ":2: invalid UTF-8: byte 0xff",
+		"mode: auto\nscope: \x00\n":  ":2: control character U+0000 is not allowed",
 	} {
 		path := write(t, text)
-		_, err := Load(path, true)
+		_, _, err := Load(path, true)
 		if err == nil || err.Error() != path+want {
 			t.Errorf("%q:\ngot  %v\nwant %s%s", text, err, path, want)
 		}
@@ -263,11 +276,11 @@ func TestLoadErrors(t *testing.T) {
 func TestLoadFiles(t *testing.T) {
 	dir := t.TempDir()
 	absent := filepath.Join(dir, "absent.yaml")
-	if c, err := Load(absent, false); err != nil || !reflect.DeepEqual(c, Default()) {
+	if c, _, err := Load(absent, false); err != nil || !reflect.DeepEqual(c, Default()) {
 		t.Errorf("an absent default file: %+v, %v", c, err)
 	}
-	if _, err := Load(os.DevNull, true); err != nil {
-		t.Errorf("%s as an empty file: %v", os.DevNull, err)
+	if _, files, err := Load(os.DevNull, true); err != nil || !slices.Equal(files, []string{os.DevNull}) {
+		t.Errorf("%s as an empty file: %q, %v", os.DevNull, files, err)
 	}
 	large := filepath.Join(dir, "large.yaml")
 	if err := os.WriteFile(large, []byte(strings.Repeat("#\n", maxFile/2)+"#"), 0o600); err != nil {
@@ -283,16 +296,77 @@ func TestLoadFiles(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		absent:                    absent + ": cannot be read: no such file or directory",
-		dir:                       dir + ": cannot be read: it is a directory",
-		large:                     large + ": cannot be read: it is larger than 1 MiB",
-		fifo:                      fifo + ": cannot be read: it is not a regular file",
+		dir:                       dir + ": cannot be read: is a directory",
+		large:                     large + ": cannot be read: larger than 1 MiB",
+		fifo:                      fifo + ": cannot be read: not a regular file",
 		loop:                      loop + ": cannot be read: too many levels of symbolic links",
 		"new\nline":               `"new\nline": cannot be read: no such file or directory`,
 		filepath.Join(large, "x"): large + "/x: cannot be read: not a directory",
 	} {
-		if _, err := Load(path, true); err == nil || err.Error() != want {
+		if _, _, err := Load(path, true); err == nil || err.Error() != want {
 			t.Errorf("Load(%q) = %v, want %s", path, err, want)
 		}
+	}
+}
+
+// The files beside the main one come after it, by name; what they hold replaces
+// or, of rules and protected executables, adds up.
+func TestDropins(t *testing.T) {
+	main := write(t, "threshold: 10\ngrace: 20s\nprotect: [/a]\ncri: [/run/a.sock]\nrules: [{name: a}]\n")
+	dir := main + ".d"
+	put := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	second := put("20-b.yaml", "threshold: 30\ncri: /run/b.sock\nrules:\n- name: c\n")
+	first := put("10-a.yaml", "threshold: 20\nscope: all\nprotect: [/b]\nrules:\n- name: b\n")
+	put(".hidden.yaml", "bad: true\n")
+	put("30-c.yaml.bak", "bad: true\n")
+	got, files, err := Load(main, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Threshold, want.Grace, want.Scope = 30, 20*time.Second, ScopeAll
+	want.Protect, want.CRI = []string{"/a", "/b"}, []string{"/run/b.sock"}
+	want.Rules = []Rule{{Name: "a"}, {Name: "b"}, {Name: "c"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if !slices.Equal(files, []string{main, first, second}) {
+		t.Errorf("read %q", files)
+	}
+	for text, want := range map[string]string{
+		"mode: bpf\n":                    `:1: mode: unknown value "bpf": expected auto, ebpf or proc`,
+		"rules:\n- name: d\n- name: b\n": `:3: rules[1].name: "b" is already the name of rules[0] at ` + first + `:5`,
+	} {
+		path := put("40-d.yaml", text)
+		if _, _, err := Load(main, true); err == nil || err.Error() != path+want {
+			t.Errorf("got  %v\nwant %s%s", err, path, want)
+		}
+	}
+	if err := os.Remove(main); err != nil {
+		t.Fatal(err)
+	}
+	put("40-d.yaml", "")
+	if c, files, err := Load(main, false); err != nil || len(files) != 3 || c.Threshold != 30 {
+		t.Errorf("without a main file: threshold %d from %q, %v", c.Threshold, files, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Load(main, false); err == nil || err.Error() != dir+": cannot be read: not a directory" {
+		t.Errorf("a file in the directory's place: %v", err)
 	}
 }
 
@@ -302,14 +376,14 @@ func TestFlags(t *testing.T) {
 	f := Register(set)
 	if err := set.Parse([]string{
 		"--config", path, "--threshold=5", "--threshold=7", "--protect", "/x,y", "--protect=/z/*", "--dry-run=false",
-		"--mode=proc", "--scope=all", "--nudge=0", "--term-timeout=3s", "--sweep-interval=4s", "--pressure=0.5",
+		"--mode=proc", "--scope=all", "--nudge=0", "--reap=off", "--term-timeout=3s", "--sweep-interval=4s", "--pressure=0.5",
 		"--kills-per-minute=8", "--per-workload-kills=9", "--per-workload-window=10m", "--socket=", "--metrics=:9",
 		"--log-format=json", "--log-level=error",
 	}); err != nil {
 		t.Fatal(err)
 	}
 	want := Config{
-		Mode: ModeProc, Scope: ScopeAll, Threshold: 7, Grace: 20 * time.Second, TermTimeout: 3 * time.Second,
+		Mode: ModeProc, Scope: ScopeAll, Threshold: 7, Grace: 20 * time.Second, Reap: ReapOff, TermTimeout: 3 * time.Second,
 		SweepInterval: 4 * time.Second, Pressure: 0.5, Protect: []string{"/x,y", "/z/*"}, Rules: []Rule{{Name: "a"}},
 		Limits:  Limits{8, PerWorkload{9, 10 * time.Minute}},
 		Metrics: ":9", LogFormat: "json", LogLevel: "error",
@@ -336,7 +410,7 @@ func TestFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want []string }{
 		{nil, []string{"/run/a.sock"}},
 		{[]string{"--cri="}, []string{}},
-		{[]string{"--cri=/run/b.sock", "--cri", "/run/c.sock"}, []string{"/run/b.sock", "/run/c.sock"}},
+		{[]string{"--cri=unix:///run/b.sock", "--cri", "/run/c.sock"}, []string{"/run/b.sock", "/run/c.sock"}},
 	} {
 		set := pflag.NewFlagSet("test", pflag.ContinueOnError)
 		f := Register(set)
@@ -377,12 +451,12 @@ func TestFlagNames(t *testing.T) {
 			}
 		}
 	}
-	if len(f.Choices()) != 4 {
-		t.Errorf("choices of %d flags, want 4: %v", len(f.Choices()), f.Choices())
+	if len(f.Choices()) != 5 {
+		t.Errorf("choices of %d flags, want 5: %v", len(f.Choices()), f.Choices())
 	}
 	err := set.Parse([]string{"--threshold=-5"})
 	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); !ok ||
-		bad.Unwrap().Error() != "-5 is out of range; use a whole number of at least 1" {
+		bad.Unwrap().Error() != "-5 is out of range: expected a whole number of at least 1" {
 		t.Errorf("--threshold=-5: %v", err)
 	}
 }
@@ -392,18 +466,18 @@ func TestValidate(t *testing.T) {
 		t.Errorf("the defaults: %v", err)
 	}
 	for want, change := range map[string]func(*Config){
-		"threshold: 0 is out of range; use a whole number of at least 1": func(c *Config) { c.Threshold = 0 },
-		`mode: "" is not known; use auto, ebpf or proc`:                  func(c *Config) { c.Mode = "" },
-		`protect: "" is not an absolute path; use one that starts with "/"`: func(c *Config) {
+		"threshold: 0 is out of range: expected a whole number of at least 1": func(c *Config) { c.Threshold = 0 },
+		`mode: unknown value "": expected auto, ebpf or proc`:                 func(c *Config) { c.Mode = "" },
+		`protect: invalid path "": expected an absolute path`: func(c *Config) {
 			c.Protect = []string{"/a", ""}
 		},
-		"rules[1].name: is missing or empty; give the rule a name of its own": func(c *Config) {
+		"rules[1].name: is missing or empty: every rule needs a name": func(c *Config) {
 			c.Rules = []Rule{{Name: "a"}, {}}
 		},
-		`rules[1].name: "a" is the name of rules[0] too; use another`: func(c *Config) {
+		`rules[1].name: "a" is already the name of rules[0]`: func(c *Config) {
 			c.Rules = []Rule{{Name: "a"}, {Name: "a"}}
 		},
-		"rules[0].threshold: -1 is out of range; use a whole number of at least 1": func(c *Config) {
+		"rules[0].threshold: -1 is out of range: expected a whole number of at least 1": func(c *Config) {
 			c.Rules = []Rule{{Name: "a", Threshold: -1}}
 		},
 	} {
@@ -488,6 +562,13 @@ func throughFlags(t *testing.T, c Config, path string) Config {
 	return got
 }
 
+// parse reads a text as if it were the only file.
+func parse(file string, data []byte) (Config, error) {
+	c := Default()
+	err := parser{file, make(map[string]string)}.into(&c, data)
+	return c, err
+}
+
 func write(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kzr.yaml")
@@ -513,7 +594,7 @@ func TestLoadUnreadable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, loadErr := Load(path, false)
+	_, _, loadErr := Load(path, false)
 	if _, err := unix.SetfsuidRetUid(before); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -10,7 +11,8 @@ import (
 type Flags struct {
 	set   *pflag.FlagSet
 	path  string
-	found bool // the file was there when Load last read it
+	files []string // that Load has read
+	found bool     // path was among them once
 	over  []*override
 }
 
@@ -55,18 +57,21 @@ func Register(set *pflag.FlagSet) *Flags {
 // Path is the file that Load reads.
 func (f *Flags) Path() string { return f.path }
 
-// Load reads the file, puts the flags that were given over it and checks the
+// Files are those that Load found and read last, with the ones beside Path.
+func (f *Flags) Files() []string { return f.files }
+
+// Load reads the files, puts the flags that were given over it and checks the
 // whole. It may be called again, to reload: a file that was there then has to be
 // there still. The error is an [*Error].
 func (f *Flags) Load() (Config, error) {
 	if f.path == "" {
-		return Config{}, &Error{Key: "--config", Problem: "the path is empty; name a file"}
+		return Config{}, &Error{Key: "--config", Problem: "the path is empty"}
 	}
-	c, err := Load(f.path, f.set.Changed("config") || f.found)
+	c, files, err := Load(f.path, f.set.Changed("config") || f.found)
 	if err != nil {
 		return Config{}, err
 	}
-	f.found = f.found || exists(f.path)
+	f.files, f.found = files, f.found || slices.Contains(files, f.path)
 	for _, o := range f.over {
 		v := o.setting.value(&c)
 		if l, ok := v.(*list); ok && o.texts != nil {
@@ -82,6 +87,12 @@ func (f *Flags) Load() (Config, error) {
 		return Config{}, err
 	}
 	return c, nil
+}
+
+// Overridden says whether a flag was given that changes what is done, or decided, about
+// a parent.
+func (f *Flags) Overridden() bool {
+	return slices.ContainsFunc(f.over, func(o *override) bool { return o.texts != nil && o.setting.key != "socket" })
 }
 
 // Choices maps the name of each flag that takes one of a few words to those

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,26 +18,72 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultPath is the file that is read where none is named.
+// DefaultPath is the file that is read where none is named; see [Load].
 const DefaultPath = "/etc/kzr/kzr.yaml"
 
 // maxFile bounds what is read of a file, in bytes.
 const maxFile = 1 << 20
 
-// Load reads a file over the defaults. A file that does not exist is an empty
-// one, unless it was named explicitly. The error is an [*Error].
-func Load(path string, explicit bool) (Config, error) {
-	data, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !explicit && !exists(path) {
-		return Default(), nil
+// Load reads a file over the defaults, and over that the files *.yaml of the
+// directory beside it, /etc/kzr/kzr.yaml.d for /etc/kzr/kzr.yaml, in the order of
+// their names. A later value replaces an earlier one; rules and protected
+// executables add up. Neither the file has to exist, unless it was named
+// explicitly, nor the directory. It returns the files that there were. The error is
+// an [*Error].
+func Load(path string, explicit bool) (Config, []string, error) {
+	c := Default()
+	var files []string
+	names := make(map[string]string)
+	read := func(path string, optional bool) error {
+		data, err := readFile(path)
+		if optional && errors.Is(err, fs.ErrNotExist) && !exists(path) {
+			return nil
+		}
+		if err != nil {
+			return unreadable(path, err)
+		}
+		files = append(files, path)
+		return parser{path, names}.into(&c, data)
+	}
+	if err := read(path, !explicit); err != nil {
+		return Config{}, nil, err
+	}
+	dropins, err := dropins(path + ".d")
+	if err != nil {
+		return Config{}, nil, err
+	}
+	for _, path := range dropins {
+		if err := read(path, false); err != nil {
+			return Config{}, nil, err
+		}
+	}
+	return c, files, nil
+}
+
+func unreadable(path string, err error) *Error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pe.Err // the path is in the Error already
+	}
+	return &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
+}
+
+// dropins lists the files *.yaml of a directory by name, without hidden ones: those
+// are what an editor or the kubelet keeps for itself.
+func dropins(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) && !exists(dir) {
+		return nil, nil
 	}
 	if err != nil {
-		if pe, ok := errors.AsType[*fs.PathError](err); ok {
-			err = pe.Err // the path is in the Error already
-		}
-		return Config{}, &Error{File: path, Problem: fmt.Sprintf("cannot be read: %v", err)}
+		return nil, unreadable(dir, err)
 	}
-	return parse(path, data)
+	var files []string
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, ".yaml") && !strings.HasPrefix(name, ".") {
+			files = append(files, filepath.Join(dir, name))
+		}
+	}
+	return files, nil
 }
 
 // exists is true also of a symbolic link to nothing: somebody wanted a file to be
@@ -58,37 +105,34 @@ func readFile(path string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case info.IsDir():
-		return nil, errors.New("it is a directory")
+		return nil, errors.New("is a directory")
 	case !info.Mode().IsRegular() && path != os.DevNull:
-		return nil, errors.New("it is not a regular file")
+		return nil, errors.New("not a regular file")
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(data) > maxFile {
-		return nil, errors.New("it is larger than 1 MiB")
+		return nil, errors.New("larger than 1 MiB")
 	}
 	return data, nil
 }
 
-// parse reads the text of a file, whose name is for errors only.
-func parse(file string, data []byte) (Config, error) {
-	f := parser{file}
-	c := Default()
-	root, err := f.document(data)
-	if err != nil {
-		return Config{}, err
-	}
-	if root != nil {
-		if err := f.root(root, &c); err != nil {
-			return Config{}, err
-		}
-	}
-	return c, nil
+// parser reads one file.
+type parser struct {
+	file  string
+	names map[string]string // of the rules in all files so far, with where each is
 }
 
-type parser struct{ file string }
+// into reads the text of the file over what is in c.
+func (f parser) into(c *Config, data []byte) error {
+	root, err := f.document(data)
+	if err != nil || root == nil {
+		return err
+	}
+	return f.root(root, c)
+}
 
 // errorf places an error at a line, 0 if it is unknown, and a key, "" if none.
 func (f parser) errorf(line int, key, format string, args ...any) *Error {
@@ -112,7 +156,7 @@ func (f parser) document(data []byte) (*yaml.Node, error) {
 		return nil, f.syntax(err)
 	}
 	if err := loader.Load(&second); err == nil {
-		return nil, f.errorf(second.Line, "", "a second document starts here; put everything into one")
+		return nil, f.errorf(second.Line, "", "the file has more than one YAML document")
 	} else if !errors.Is(err, io.EOF) {
 		return nil, f.syntax(err)
 	}
@@ -127,9 +171,9 @@ func (f parser) checkText(data []byte) error {
 		c, size := utf8.DecodeRune(data[i:])
 		switch {
 		case c == utf8.RuneError && size == 1:
-			return f.errorf(line(), "", "the byte %#02x is not UTF-8; save the file as UTF-8 text", data[i])
+			return f.errorf(line(), "", "invalid UTF-8: byte %#02x", data[i])
 		case unicode.IsControl(c) && !strings.ContainsRune("\t\n\r\u0085", c):
-			return f.errorf(line(), "", "the control character %U cannot be part of it; save the file as plain text", c)
+			return f.errorf(line(), "", "control character %U is not allowed", c)
 		}
 		i += size
 	}
@@ -149,7 +193,7 @@ func (f parser) syntax(err error) error {
 		return f.errorf(line, "", `a value that starts with "*" needs quotes, such as "*-ci"`)
 	}
 	message = strconv.Quote(message[:min(len(message), 200)]) // it may quote the file
-	return f.errorf(line, "", "is not valid YAML: %s", message[1:len(message)-1])
+	return f.errorf(line, "", "invalid YAML: %s", message[1:len(message)-1])
 }
 
 func (f parser) root(n *yaml.Node, c *Config) error {
@@ -166,7 +210,6 @@ func (f parser) rules(n *yaml.Node, c *Config) error {
 	if err != nil {
 		return err
 	}
-	names := make(map[string]int)
 	for i, item := range items {
 		item = resolve(item)
 		var r Rule
@@ -174,7 +217,8 @@ func (f parser) rules(n *yaml.Node, c *Config) error {
 		if err := mapping(f, item, key+".", ruleSettings, &r, nil); err != nil {
 			return err
 		}
-		if err := r.validate(key, names, i); err != nil {
+		place := fmt.Sprintf("%s at %s:%d", key, escape(f.file), item.Line)
+		if err := r.validate(key, place, f.names); err != nil {
 			err.File, err.Line = f.file, item.Line
 			return err
 		}
@@ -201,20 +245,20 @@ func submapping[T any](f parser, n *yaml.Node, at, prefix string, table []settin
 	case n.ShortTag() == "!!null":
 		return nil // a key with all its content commented out
 	case n.Kind != yaml.MappingNode && where == "":
-		return f.errorf(n.Line, "", "the file holds %s; use lines of the form key: value", describe(n))
+		return f.errorf(n.Line, "", "invalid type: expected keys and values, found %s", describe(n))
 	case n.Kind != yaml.MappingNode:
-		return f.errorf(n.Line, where, "%s is not what belongs here; use lines of the form key: value", describe(n))
+		return f.errorf(n.Line, where, "invalid type: expected keys and values, found %s", describe(n))
 	}
 	lines := make(map[string]int)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := resolve(n.Content[i]), resolve(n.Content[i+1])
 		if k.Kind != yaml.ScalarNode {
-			return f.errorf(k.Line, where, "%s cannot be a key; use a word", describe(k))
+			return f.errorf(k.Line, where, "%s cannot be a key", describe(k))
 		}
 		key := prefix + k.Value
 		shown := at + prefix + escapeKey(k.Value)
 		if first, twice := lines[key]; twice {
-			return f.errorf(k.Line, shown, "is given twice, first on line %d; keep one", first)
+			return f.errorf(k.Line, shown, "duplicate key, first set on line %d", first)
 		}
 		lines[key] = k.Line
 
@@ -245,12 +289,18 @@ func (f parser) value(n *yaml.Node, key string, v value) error {
 	if !ok {
 		return f.scalar(n, key, v)
 	}
+	if n.ShortTag() == "!!null" {
+		return nil
+	}
+	if l.none {
+		*l.p = nil // rather than add to an earlier file's
+	}
+	if n.Kind == yaml.ScalarNode { // a list of one
+		return f.scalar(n, key, v)
+	}
 	items, err := f.sequence(n, key, v.want())
 	if err != nil {
 		return err
-	}
-	if l.none && n.Kind == yaml.SequenceNode {
-		*l.p = []string{}
 	}
 	for _, item := range items {
 		if err := f.scalar(resolve(item), key, v); err != nil {
@@ -264,9 +314,9 @@ func (f parser) scalar(n *yaml.Node, key string, v value) error {
 	tag := n.ShortTag()
 	switch {
 	case tag == "!!null":
-		return f.errorf(n.Line, key, "has no value; use %s", v.want())
+		return f.errorf(n.Line, key, "value is missing: expected %s", v.want())
 	case n.Kind != yaml.ScalarNode:
-		return f.errorf(n.Line, key, "%s is not what belongs here; use %s", describe(n), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found %s", v.want(), describe(n))
 	}
 	// Set first: it knows best what is wrong. What is left are texts that would
 	// do if they were not quoted, or tagged, as something else.
@@ -277,11 +327,11 @@ func (f parser) scalar(n *yaml.Node, key string, v value) error {
 	case slices.Contains(v.tags(), tag):
 		return nil
 	case tag == "!!str":
-		return f.errorf(n.Line, key, "%s is quoted text; use %s", quote(n.Value), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found the string %s", v.want(), quote(n.Value))
 	case slices.Contains(v.tags(), "!!str"):
-		return f.errorf(n.Line, key, "%s is read as %s; put it in quotes", quote(n.Value), kindOf(tag))
+		return f.errorf(n.Line, key, "invalid type: %s is %s in YAML; put it in quotes", quote(n.Value), kindOf(tag))
 	default:
-		return f.errorf(n.Line, key, "%s is read as %s; use %s", quote(n.Value), kindOf(tag), v.want())
+		return f.errorf(n.Line, key, "invalid type: expected %s, found %s, %s in YAML", v.want(), quote(n.Value), kindOf(tag))
 	}
 }
 
@@ -291,7 +341,7 @@ func (f parser) sequence(n *yaml.Node, key, what string) ([]*yaml.Node, error) {
 	case n.ShortTag() == "!!null":
 		return nil, nil
 	case n.Kind != yaml.SequenceNode:
-		return nil, f.errorf(n.Line, key, "%s is not what belongs here; use a list of %s", describe(n), what)
+		return nil, f.errorf(n.Line, key, "invalid type: expected a list of %s, found %s", what, describe(n))
 	}
 	return n.Content, nil
 }
@@ -309,7 +359,7 @@ func resolve(n *yaml.Node) *yaml.Node {
 func describe(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
-		return "a block of keys"
+		return "a mapping"
 	case yaml.SequenceNode:
 		return "a list"
 	default:

@@ -19,7 +19,7 @@ type setting[T any] struct {
 // The groups of flags, in the order in which help shows them.
 const (
 	GroupRule   = "Which parents"
-	GroupAction = "What happens to them"
+	GroupAction = "What kzr does"
 	GroupWatch  = "How kzr watches and reports"
 )
 
@@ -32,47 +32,49 @@ const rulesKey = "rules"
 var settings = []setting[Config]{
 	{"threshold", "threshold", GroupRule, "zombies that make a parent a target",
 		func(c *Config) value { return count(&c.Threshold) }},
-	{"grace", "grace", GroupRule, "age that each of those zombies must have",
+	{"grace", "grace", GroupRule, "minimum age of each of these zombies",
 		func(c *Config) value { return duration(&c.Grace, time.Second) }},
-	{"scope", "scope", GroupRule, "what may be acted on; everything is watched",
+	{"scope", "scope", GroupRule, "processes that kzr may act on",
 		func(c *Config) value { return choice(&c.Scope, ScopeContainers, ScopeAll) }},
-	{"protect", "protect", GroupRule, "host executable never to act on, a path or glob (repeatable)",
+	{"protect", "protect", GroupRule, "host executable never to act on, as a path or glob; repeatable",
 		func(c *Config) value {
 			return &list{p: &c.Protect, typ: "path", use: "absolute paths or globs of executables", valid: checkProtect}
 		}},
-	{"pressure", "pressure", GroupRule, "fraction of a pid limit at which to hurry, 0 never",
+	{"pressure", "pressure", GroupRule, "PID usage (0 to 1) above which kzr acts sooner; 0 disables",
 		func(c *Config) value { return fraction(&c.Pressure) }},
 
-	{"dryRun", "dry-run", GroupAction, "do everything but send the signals",
+	{"dryRun", "dry-run", GroupAction, "log decisions without sending signals",
 		func(c *Config) value { return toggle(&c.DryRun) }},
-	{"nudge", "nudge", GroupAction, "wait after SIGCHLD, 0 skips it",
+	{"nudge", "nudge", GroupAction, "time to reap after SIGCHLD; 0 skips SIGCHLD",
 		func(c *Config) value { return duration(&c.Nudge, 0) }},
-	{"termTimeout", "term-timeout", GroupAction, "wait after SIGTERM, 0 skips it",
+	{"reap", "reap", GroupAction, "zombies to reap from inside their parent",
+		func(c *Config) value { return reap(&c.Reap) }},
+	{"termTimeout", "term-timeout", GroupAction, "time to exit after SIGTERM; 0 skips SIGTERM",
 		func(c *Config) value { return duration(&c.TermTimeout, 0) }},
-	{"limits.killsPerMinute", "kills-per-minute", GroupAction, "kills a minute, on the node",
+	{"limits.killsPerMinute", "kills-per-minute", GroupAction, "maximum kills per minute on the node",
 		func(c *Config) value { return count(&c.Limits.KillsPerMinute) }},
-	{"limits.perWorkload.kills", "per-workload-kills", GroupAction, "kills in one workload within the window",
+	{"limits.perWorkload.kills", "per-workload-kills", GroupAction, "maximum kills per workload within the window",
 		func(c *Config) value { return count(&c.Limits.PerWorkload.Kills) }},
-	{"limits.perWorkload.window", "per-workload-window", GroupAction, "how far back that counts",
+	{"limits.perWorkload.window", "per-workload-window", GroupAction, "length of that window",
 		func(c *Config) value { return duration(&c.Limits.PerWorkload.Window, time.Second) }},
 
-	{"mode", "mode", GroupWatch, "where zombies are seen",
+	{"mode", "mode", GroupWatch, "how zombies are found",
 		func(c *Config) value { return choice(&c.Mode, ModeAuto, ModeEBPF, ModeProc) }},
-	{"sweepInterval", "sweep-interval", GroupWatch, "time between looks at every task",
+	{"sweepInterval", "sweep-interval", GroupWatch, "time between scans of all tasks",
 		func(c *Config) value { return duration(&c.SweepInterval, time.Second) }},
-	{"cri", "cri", GroupWatch, `socket of a runtime to ask for names (repeatable), "" asks nobody; else the usual ones`,
+	{"cri", "cri", GroupWatch, `socket of a container runtime, as a path or unix:// URL; repeatable, "" for none (default the usual paths)`,
 		func(c *Config) value {
-			return &list{p: &c.CRI, typ: "path", use: "absolute paths of sockets", valid: checkRuntime, none: true}
+			return &list{p: &c.CRI, typ: "path", use: "paths of sockets", clean: socketPath, valid: checkRuntime, none: true}
 		}},
 	{"socket", "socket", GroupWatch, `unix socket of the API, "" for none`,
 		func(c *Config) value { return text(&c.Socket, "path", `an absolute path, or "" for none`, checkSocket) }},
-	{"metrics", "metrics", GroupWatch, "address to serve metrics on",
+	{"metrics", "metrics", GroupWatch, "address to serve Prometheus metrics on",
 		func(c *Config) value {
 			return text(&c.Metrics, "host:port", `host:port, or "" for none`, checkMetrics)
 		}},
-	{"logFormat", "log-format", GroupWatch, "form of the log",
+	{"logFormat", "log-format", GroupWatch, "log format",
 		func(c *Config) value { return choice(&c.LogFormat, "text", "json") }},
-	{"logLevel", "log-level", GroupWatch, "least severe line to log",
+	{"logLevel", "log-level", GroupWatch, "minimum level to log",
 		func(c *Config) value { return choice(&c.LogLevel, "debug", "info", "warn", "error") }},
 }
 
@@ -82,6 +84,10 @@ var ruleSettings = []setting[Rule]{
 	{key: "action", value: func(r *Rule) value { return choice(&r.Action, ActionKill, ActionObserve) }},
 	{key: "threshold", value: func(r *Rule) value { return count(&r.Threshold) }},
 	{key: "grace", value: func(r *Rule) value { return duration(&r.Grace, time.Second) }},
+	{key: "reap", value: func(r *Rule) value { return choice(&r.Reap, ReapOff, ReapAdopted, ReapAll) }},
+	{key: "termTimeout", value: func(r *Rule) value {
+		return pointer(&r.TermTimeout, func(p *time.Duration) value { return duration(p, 0) })
+	}},
 	{key: "match.scope", value: func(r *Rule) value { return choice(&r.Match.Scope, ScopeContainers, ScopeAll) }},
 	pattern("match.namespace", func(m *Match) *string { return &m.Namespace }),
 	pattern("match.pod", func(m *Match) *string { return &m.Pod }),
@@ -107,17 +113,17 @@ func (c Config) Validate() error {
 			return &Error{Key: s.key, Problem: err.Error()}
 		}
 	}
-	names := make(map[string]int)
+	names := make(map[string]string)
 	for i := range c.Rules {
-		if err := c.Rules[i].validate(ruleKey(i), names, i); err != nil {
+		if err := c.Rules[i].validate(ruleKey(i), ruleKey(i), names); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// validate checks a rule; names maps each rule's name to its place.
-func (r *Rule) validate(key string, names map[string]int, place int) *Error {
+// validate checks a rule; names maps the name of each rule before it to its place.
+func (r *Rule) validate(key, place string, names map[string]string) *Error {
 	for _, s := range ruleSettings {
 		v := s.value(r)
 		if v.unset() && s.key != "name" { // the others are inherited, or match anything
@@ -129,7 +135,7 @@ func (r *Rule) validate(key string, names map[string]int, place int) *Error {
 	}
 	if first, taken := names[r.Name]; taken {
 		return &Error{Key: key + ".name", Problem: fmt.Sprintf(
-			"%s is the name of %s too; use another", quote(r.Name), ruleKey(first))}
+			"%s is already the name of %s", quote(r.Name), first)}
 	}
 	names[r.Name] = place
 	return nil

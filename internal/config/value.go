@@ -87,18 +87,18 @@ func count(p *int) value {
 			n, err := strconv.Atoi(text)
 			switch {
 			case errors.Is(err, strconv.ErrRange):
-				return 0, fmt.Errorf("%s is out of range; use a whole number from 1 to %d", quote(text), maxCount)
+				return 0, fmt.Errorf("%s is out of range: expected a whole number from 1 to %d", quote(text), maxCount)
 			case err != nil:
-				return 0, fmt.Errorf("%s is not a whole number; use %s", quote(text), what)
+				return 0, fmt.Errorf("invalid number %s: expected %s", quote(text), what)
 			}
 			return n, nil
 		},
 		valid: func(n int) error {
 			switch {
 			case n < 1:
-				return fmt.Errorf("%d is out of range; use %s", n, what)
+				return fmt.Errorf("%d is out of range: expected %s", n, what)
 			case n > maxCount:
-				return fmt.Errorf("%d is out of range; use a whole number of at most %d", n, maxCount)
+				return fmt.Errorf("%d is out of range: expected a whole number of at most %d", n, maxCount)
 			}
 			return nil
 		},
@@ -107,7 +107,7 @@ func count(p *int) value {
 
 // duration is a Go duration of at least low.
 func duration(p *time.Duration, low time.Duration) value {
-	what := `a duration such as "30s" or "1m"`
+	what := `a duration such as 30s or 1m`
 	return &scalar[time.Duration]{p: p, typ: "duration", use: what, yaml: []string{"!!str", "!!int"},
 		parse: func(text string) (time.Duration, error) {
 			d, err := time.ParseDuration(text)
@@ -115,16 +115,16 @@ func duration(p *time.Duration, low time.Duration) value {
 				return d, nil
 			}
 			if _, err := strconv.ParseFloat(text, 64); err == nil {
-				return 0, fmt.Errorf("%s has no unit; use %s", quote(text), what)
+				return 0, fmt.Errorf("invalid duration %s: missing unit; expected %s", quote(text), what)
 			}
-			return 0, fmt.Errorf("%s is not a duration; use %s", quote(text), what)
+			return 0, fmt.Errorf("invalid duration %s: expected %s", quote(text), what)
 		},
 		valid: func(d time.Duration) error {
 			switch {
 			case d < low:
-				return fmt.Errorf("%s is out of range; use a duration of at least %s", showDuration(d), showDuration(low))
+				return fmt.Errorf("%s is out of range: expected a duration of at least %s", showDuration(d), showDuration(low))
 			case d > maxDuration:
-				return fmt.Errorf("%s is out of range; use a duration of at most %s", showDuration(d), showDuration(maxDuration))
+				return fmt.Errorf("%s is out of range: expected a duration of at most %s", showDuration(d), showDuration(maxDuration))
 			}
 			return nil
 		},
@@ -148,18 +148,18 @@ func showDuration(d time.Duration) string {
 }
 
 func fraction(p *float64) value {
-	const what = "a fraction from 0 to 1"
+	const what = "a number from 0 to 1"
 	return &scalar[float64]{p: p, typ: "fraction", use: what, yaml: []string{"!!float", "!!int"},
 		parse: func(text string) (float64, error) {
 			f, err := strconv.ParseFloat(text, 64)
 			if err != nil || math.IsNaN(f) {
-				return 0, fmt.Errorf("%s is not a number; use %s", quote(text), what)
+				return 0, fmt.Errorf("invalid number %s: expected %s", quote(text), what)
 			}
 			return f, nil
 		},
 		valid: func(f float64) error {
 			if !(f >= 0 && f <= 1) { // not f < 0 || f > 1: NaN is neither
-				return fmt.Errorf("%g is out of range; use %s", f, what)
+				return fmt.Errorf("%g is out of range: expected %s", f, what)
 			}
 			return nil
 		},
@@ -172,7 +172,7 @@ func toggle(p *bool) value {
 		parse: func(text string) (bool, error) {
 			b, err := strconv.ParseBool(text)
 			if err != nil {
-				return false, fmt.Errorf("%s is neither true nor false; use %s", quote(text), what)
+				return false, fmt.Errorf("invalid value %s: expected %s", quote(text), what)
 			}
 			return b, nil
 		},
@@ -189,7 +189,7 @@ func choice[V ~string](p *V, words ...V) value {
 	what := enumerate(names)
 	valid := func(v V) error {
 		if !slices.Contains(words, v) {
-			return fmt.Errorf("%s is not known; use %s", quote(string(v)), what)
+			return fmt.Errorf("unknown value %s: expected %s", quote(string(v)), what)
 		}
 		return nil
 	}
@@ -197,6 +197,19 @@ func choice[V ~string](p *V, words ...V) value {
 		parse: func(text string) (V, error) { return V(text), nil },
 		valid: valid,
 	}
+}
+
+// reap is choice, with a reason for the word that only a rule may use.
+func reap(p *Reap) value {
+	v := choice(p, ReapOff, ReapAdopted).(*scalar[Reap])
+	known := v.valid
+	v.valid = func(r Reap) error {
+		if r == ReapAll {
+			return fmt.Errorf("%q is only allowed in a rule: expected off or adopted", r)
+		}
+		return known(r)
+	}
+	return v
 }
 
 // text is a string that valid accepts.
@@ -231,13 +244,13 @@ func uid(p *uint32) value {
 		parse: func(text string) (uint32, error) {
 			n, err := strconv.ParseUint(text, 10, 32)
 			if err != nil {
-				return 0, fmt.Errorf("%s is not a user id; use %s", quote(text), what)
+				return 0, fmt.Errorf("invalid user id %s: expected %s", quote(text), what)
 			}
 			return uint32(n), nil
 		},
 		valid: func(n uint32) error {
 			if n == math.MaxUint32 { // (uid_t)-1 means "none" to the kernel
-				return fmt.Errorf("%d is nobody's user id; use %s", n, what)
+				return fmt.Errorf("%d is not a valid user id", n)
 			}
 			return nil
 		},
@@ -248,10 +261,11 @@ func uid(p *uint32) value {
 type list struct {
 	p     *[]string
 	typ   string
-	use   string // one of them
+	use   string              // one of them
+	clean func(string) string // nil takes a text as it is
 	valid func(string) error
-	// none says that an empty list is not the same as no list. A flag asks for it
-	// with an empty text.
+	// none says that an empty list is not the same as no list. A single empty text
+	// asks for it.
 	none bool
 }
 
@@ -260,6 +274,9 @@ func (l *list) Set(text string) error {
 	if l.none && text == "" && len(*l.p) == 0 {
 		*l.p = []string{}
 		return nil
+	}
+	if l.clean != nil {
+		text = l.clean(text)
 	}
 	if err := l.valid(text); err != nil {
 		return err
@@ -286,10 +303,10 @@ func (l *list) check() error {
 // checkGlob is for the strings of a rule's match.
 func checkGlob(s string) error {
 	if s == "" {
-		return errors.New(`"" matches nothing; leave the key out to match anything`)
+		return errors.New(`"" matches nothing: omit the key to match everything`)
 	}
 	if _, err := glob.Compile(s); err != nil {
-		return fmt.Errorf("%s is not a valid pattern: %w", quote(s), err)
+		return fmt.Errorf("invalid pattern %s: %w", quote(s), err)
 	}
 	return nil
 }
@@ -299,7 +316,7 @@ func checkProtect(s string) error {
 		return err
 	}
 	if _, err := glob.Compile(s); err != nil {
-		return fmt.Errorf("%s is not a valid pattern: %w", quote(s), err)
+		return fmt.Errorf("invalid pattern %s: %w", quote(s), err)
 	}
 	return nil
 }
@@ -308,13 +325,13 @@ func checkProtect(s string) error {
 // so that one that could never match is noticed.
 func checkPath(s string) error {
 	if !path.IsAbs(s) {
-		return fmt.Errorf(`%s is not an absolute path; use one that starts with "/"`, quote(s))
+		return fmt.Errorf("invalid path %s: expected an absolute path", quote(s))
 	}
 	if strings.ContainsRune(s, 0) {
-		return fmt.Errorf("%s holds a NUL, which no path can; use one without", quote(s))
+		return fmt.Errorf("invalid path %s: it contains a NUL", quote(s))
 	}
 	if c := path.Clean(s); c != s {
-		return fmt.Errorf("%s is not in its shortest form; use %s", quote(s), quote(c))
+		return fmt.Errorf("invalid path %s: write it as %s", quote(s), quote(c))
 	}
 	return nil
 }
@@ -325,14 +342,26 @@ func checkSocket(s string) error {
 	case s == "":
 		return nil
 	case len(s) > limit:
-		return fmt.Errorf("%s is too long for a unix socket; use at most %d bytes", quote(s), limit)
+		return fmt.Errorf("path %s is too long for a unix socket: at most %d bytes", quote(s), limit)
 	}
 	return checkPath(s)
 }
 
+// socketPath is the path in a unix:// URL, which is what crictl and kubelet are
+// given; other texts are themselves.
+func socketPath(s string) string {
+	if rest, ok := strings.CutPrefix(s, "unix:"); ok {
+		return "/" + strings.TrimLeft(rest, "/") // unix:/x, unix:///x
+	}
+	return s
+}
+
 func checkRuntime(s string) error {
 	if s == "" {
-		return errors.New(`"" is not the path of a socket; name one`)
+		return errors.New(`the path of a socket is empty`)
+	}
+	if scheme, _, ok := strings.Cut(s, "://"); ok {
+		return fmt.Errorf("unsupported scheme %s: expected a path or unix:///path", quote(scheme))
 	}
 	return checkSocket(s)
 }
@@ -341,17 +370,17 @@ func checkMetrics(s string) error {
 	if s == "" {
 		return nil
 	}
-	const use = `use host:port such as "127.0.0.1:9100", or "" for none`
+	const use = `expected host:port such as 127.0.0.1:9100, or "" for none`
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return fmt.Errorf("%s is not host:port; %s", quote(s), use)
+		return fmt.Errorf("invalid address %s: %s", quote(s), use)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("%s has no port from 0 to 65535; %s", quote(s), use)
+		return fmt.Errorf("invalid port in %s: %s", quote(s), use)
 	}
 	for _, c := range host {
 		if c > unicode.MaxASCII || !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("-._:%", c) {
-			return fmt.Errorf("%s has no valid host; %s", quote(s), use)
+			return fmt.Errorf("invalid host in %s: %s", quote(s), use)
 		}
 	}
 	return nil
@@ -361,13 +390,13 @@ func checkName(s string) error {
 	const limit = 64
 	switch {
 	case s == "":
-		return errors.New("is missing or empty; give the rule a name of its own")
+		return errors.New("is missing or empty: every rule needs a name")
 	case utf8.RuneCountInString(s) > limit:
-		return fmt.Errorf("%s is too long; use at most %d characters", quote(s), limit)
+		return fmt.Errorf("%s is too long: at most %d characters", quote(s), limit)
 	}
 	for _, c := range s {
 		if c == utf8.RuneError || !unicode.IsPrint(c) {
-			return fmt.Errorf("%s has characters that cannot be shown; use plain text", quote(s))
+			return fmt.Errorf("%s contains characters that cannot be printed", quote(s))
 		}
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -18,6 +20,8 @@ const (
 	labelNamespace = "io.kubernetes.pod.namespace"
 	labelPodUID    = "io.kubernetes.pod.uid"
 	labelContainer = "io.kubernetes.container.name"
+
+	annotationGrace = "io.kubernetes.pod.terminationGracePeriod" // in seconds
 )
 
 // criNames asks for a container, or the sandbox that holds a pod's namespaces.
@@ -44,6 +48,7 @@ func criNames(ctx context.Context, client *http.Client, m Match) (names, error) 
 		pod:       entry(status, 12, labelPod),
 		namespace: entry(status, 12, labelNamespace),
 		podUID:    entry(status, 12, labelPodUID),
+		grace:     gracePeriod(entry(status, 13, annotationGrace)),
 	}
 	if asked := string(at(status, 8, 18)); asked != "" {
 		n.image = asked // what the pod's author wrote, where the runtime knows it
@@ -71,6 +76,17 @@ func criNames(ctx context.Context, client *http.Client, m Match) (names, error) 
 		n.pod, n.namespace, n.podUID = s.pod, s.namespace, s.podUID
 	}
 	return n, ignoreNo(err)
+}
+
+// gracePeriod reads what the pod's author chose, as far as it can be meant: a day at
+// most.
+func gracePeriod(seconds string) time.Duration {
+	const most = 24 * 60 * 60
+	n, err := strconv.ParseUint(seconds, 10, 63)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(min(n, most)) * time.Second
 }
 
 func sandboxNames(ctx context.Context, client *http.Client, id string) (names, error) {

@@ -37,6 +37,7 @@ func engineNames(ctx context.Context, client *http.Client, m Match) (names, erro
 	// where the cgroup, which no image chooses, is in that very pod.
 	if l := c.Config.Labels; m.PodUID != "" && l[labelPodUID] == m.PodUID {
 		n.pod, n.namespace, n.name = l[labelPod], l[labelNamespace], l[labelContainer]
+		n.grace = gracePeriod(l["annotation."+annotationGrace]) // as cri-dockerd keeps annotations
 	}
 	return n, nil
 }

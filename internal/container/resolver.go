@@ -213,6 +213,7 @@ func (c *cached) fill(ref Ref) task.Container {
 	t := ref.Container()
 	if c.known {
 		t.Pod, t.Namespace, t.Name, t.Image = c.names.pod, c.names.namespace, c.names.name, c.names.image
+		t.GracePeriod = c.names.grace
 		if t.PodUID == "" {
 			t.PodUID = c.names.podUID
 		}

@@ -110,7 +110,7 @@ func kubeletContainer(id, pod string) *cri.ContainerStatus {
 		Labels: map[string]string{
 			"app": "x", labelPod: pod, labelNamespace: "tenant-a", labelPodUID: uidA, labelContainer: "web",
 		},
-		Annotations: map[string]string{"io.kubernetes.container.hash": "1"},
+		Annotations: map[string]string{"io.kubernetes.container.hash": "1", annotationGrace: "45"},
 		Mounts:      []*cri.Mount{{ContainerPath: "/data", HostPath: "/var/data"}},
 	}
 }
@@ -263,6 +263,7 @@ func TestNames(t *testing.T) {
 		"Id": idA, "Name": "/lucid_bose", "State": map[string]any{"Pid": 7},
 		"Config": map[string]any{"Image": "alpine:3", "Labels": map[string]string{
 			"maintainer": "me", labelPod: "kube-proxy", labelNamespace: "kube-system", labelPodUID: uidA, labelContainer: "proxy",
+			"annotation." + annotationGrace: "7",
 		}},
 	}
 	crisock := serveCRI(t, f)
@@ -278,11 +279,11 @@ func TestNames(t *testing.T) {
 	}{
 		{
 			"kubelet's container", systemdPod + "/cri-containerd-" + idA + ".scope",
-			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2"},
+			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2", GracePeriod: 45 * time.Second},
 		},
 		{
 			"kubelet's container, cgroupfs", "/kubepods/pod" + uidA + "/" + idA,
-			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2"},
+			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2", GracePeriod: 45 * time.Second},
 		},
 		{
 			"a pod that kubelet did not make", systemdPod + "/crio-" + idB + ".scope",
@@ -294,7 +295,7 @@ func TestNames(t *testing.T) {
 		},
 		{
 			"docker in a pod of a container", systemdPod + "/cri-containerd-" + idA + ".scope/docker/" + idB,
-			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2"},
+			task.Container{Runtime: "containerd", ID: idA, PodUID: uidA, Pod: "web-0", Namespace: "tenant-a", Name: "web", Image: "registry.example/web:1.2", GracePeriod: 45 * time.Second},
 		},
 		{
 			"podman", "/machine.slice/libpod-" + idD + ".scope",
@@ -319,7 +320,7 @@ func TestNames(t *testing.T) {
 	})
 	t.Run("docker under kubelet", func(t *testing.T) {
 		r := start(t, Options{Sockets: []string{dockersock}})
-		want := task.Container{Runtime: "docker", ID: idA, PodUID: uidA, Pod: "kube-proxy", Namespace: "kube-system", Name: "proxy", Image: "alpine:3"}
+		want := task.Container{Runtime: "docker", ID: idA, PodUID: uidA, Pod: "kube-proxy", Namespace: "kube-system", Name: "proxy", Image: "alpine:3", GracePeriod: 7 * time.Second}
 		if got := await(t, r, mustParse(t, systemdPod+"/docker-"+idA+".scope")); got != want {
 			t.Errorf("\n got %+v\nwant %+v", got, want)
 		}
@@ -669,6 +670,10 @@ func FuzzAnswer(f *testing.F) {
 				}
 				kept := got
 				kept.Pod, kept.Namespace, kept.Name, kept.Image = "", "", "", ""
+				if kept.GracePeriod < 0 || kept.GracePeriod > 24*time.Hour {
+					t.Errorf("%s: a grace period of %s", name, kept.GracePeriod)
+				}
+				kept.GracePeriod = 0
 				if said.Runtime == "" {
 					kept.Runtime = ""
 				}

@@ -59,7 +59,11 @@ var (
 )
 
 // names is what only a runtime knows.
-type names struct{ runtime, pod, namespace, podUID, name, image string }
+type names struct {
+	runtime, pod, namespace, podUID, name, image string
+
+	grace time.Duration
+}
 
 // valid refuses an answer that no sound runtime gives. Kubernetes' own names
 // are at most 253 bytes, and none has anything to hide in it.

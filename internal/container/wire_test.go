@@ -28,6 +28,7 @@ func FuzzWire(f *testing.F) {
 			{image, string(at(status, 8, 1))},
 			{pod, entry(status, 12, labelPod)},
 			{namespace, entry(status, 12, labelNamespace)},
+			{"45", entry(status, 13, annotationGrace)},
 		} {
 			if p[0] != p[1] {
 				t.Errorf("%q was read as %q", p[0], p[1])

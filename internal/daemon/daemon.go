@@ -1,7 +1,7 @@
 // Package daemon is kzr's loop. It looks when the kernel hints, when a parent
-// is about to meet its rule, and every sweepInterval; it hands what meets the
-// rule to the reaper and every decision to the report. All waiting is for the
-// moment that comes next: while nothing is wrong it sleeps between sweeps.
+// is about to meet its rule, when pids run out, and every sweepInterval; it hands
+// what is to be acted on to the reaper and every decision to the report. All waiting
+// is for the moment that comes next: while nothing is wrong it sleeps.
 package daemon
 
 import (
@@ -10,14 +10,12 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"kzr/internal/advice"
 	"kzr/internal/config"
-	"kzr/internal/container"
+	"kzr/internal/observer"
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
 	"kzr/internal/reaper"
@@ -28,17 +26,20 @@ import (
 
 const (
 	// lookAgain is the time between two looks at a parent that cannot be acted
-	// on for now, and between two looks at the pid limits while some parent has
-	// gathered zombies.
+	// on for now, and between two looks at the pid limits.
 	lookAgain = time.Second
-	// rest keeps the sweeps that hints ask for, with all that follows from them, to
-	// a twentieth of one CPU.
-	rest = 19
+	// rest keeps the looks that hints ask for, with all that follows from them, to
+	// a twentieth of one CPU; pressedRest to a quarter while pids run out.
+	rest        = 19
+	pressedRest = 3
 	// A hint comes before the last child is a zombie: since 6.16 its memory is
-	// torn down in between. settled is when nearly every one is, and still early
-	// for the shortest grace; by settledLate all but giants are.
-	settled     = 100 * time.Millisecond
-	settledLate = 900 * time.Millisecond
+	// torn down in between. hintDelay is when nearly every one is, and still early
+	// for the shortest grace; by hintDelayLate all but giants are.
+	hintDelay     = 100 * time.Millisecond
+	hintDelayLate = 900 * time.Millisecond
+	// maxHinted is how many parents that were hinted at are looked at one by one;
+	// beyond that a sweep is cheaper.
+	maxHinted = 64
 	// gaveUpPause, doubled each time up to maxPause, is how long a parent is
 	// left alone that could not be removed, or not be signalled.
 	gaveUpPause = time.Minute
@@ -47,23 +48,28 @@ const (
 	blindPause = 10 * time.Second
 	// fewLooks is how many single looks are made instead of a sweep.
 	fewLooks = 4
+	// saveEvery is how often what kzr knows is saved, but for kills, which are saved
+	// before they are done.
+	saveEvery = 5 * time.Second
 )
 
 // Options are what a daemon is made of.
 type Options struct {
 	Config config.Config
 	Host   policy.Host
-	Source Source
-	Proc   *procscan.Scanner
+	// Source, Proc and Name are the observer's.
+	Observer observer.Options
 	// Hinted says that hints come in for parents with at least so many zombies;
 	// 0 that there are none. SetLevel asks for them from another number on, but
 	// not below Hinted.
 	Hinted   int
 	SetLevel func(int) error
-	// Name says what is known of a container, and whether that includes the names
-	// that only its runtime knows. A daemon that acts must not wait in it. nil
-	// leaves them unknown.
-	Name func(container.Ref) (task.Container, bool)
+	// Inside reaps inside parents that live; nil cannot.
+	Inside reaper.Inside
+	// Saved is what an earlier kzr left, and Save keeps it for a later one; nil keeps
+	// nothing. Save is called by several goroutines, and must not block for long.
+	Saved State
+	Save  func(State) error
 	// Watched says that somebody reads the stream, so that zombies are worth an
 	// event each. nil is nobody.
 	Watched func() bool
@@ -92,27 +98,36 @@ type Meter interface {
 
 // Daemon is one run of kzr.
 type Daemon struct {
-	opts   Options
-	eye    *eye
-	reaper *reaper.Reaper
+	opts     Options
+	observer *observer.Observer
+	reaper   *reaper.Reaper
 
-	hints    chan struct{}
-	lost     atomic.Bool
-	deaf     atomic.Bool // hints came in once, and do so no more
-	stats    stats
-	cmdlines cmdlines
-	reloads  chan reload
-	dues     sync.Map // of task.ID: when those on a ladder met their rule, until the first signal
+	wake          chan struct{}
+	lost          atomic.Bool
+	sweepWanted   atomic.Bool
+	hintsDisabled atomic.Bool // hints came in once, and do so no more
+	stats         stats
+	reloads       chan reload
+	dues          sync.Map // of task.ID: when those on a ladder met their rule, until the first signal
 
-	mu      sync.Mutex // guards watched, which Document reads
+	hintMu sync.Mutex
+	hinted map[int]struct{} // pids that the kernel hinted at since the loop last looked
+
+	mu      sync.Mutex // guards what follows; no other lock is taken under it but the reaper's
 	watched map[task.ID]*watched
+	inside  map[task.ID]int // how often kzr reaped inside a parent
 
 	// What follows belongs to the loop.
-	config  config.Config
-	least   tracker.Rule // the easiest rule to meet
-	sweepAt time.Duration
-	lateAt  time.Duration // when to sweep once more for the last hint
-	rested  time.Duration // when sweeping again is not too much for the node
+	config    config.Config
+	least     tracker.Rule // the easiest rule to meet
+	sweepAt   time.Duration
+	lateAt    time.Duration // when to sweep once more for the last hint
+	rested    time.Duration // when sweeping again is not too much for the node
+	hintedAt  map[int][]time.Duration
+	hintRest  time.Duration // when looking at those hinted at is not too much
+	leaks     map[string]*said
+	relieving map[uint64]*relief
+	relapses  map[string]relapse
 	// Nothing is looked at before: the last sweep failed.
 	blindUntil time.Duration
 	limitAt    time.Duration // when the pid limits are looked at again
@@ -120,73 +135,116 @@ type Daemon struct {
 
 	beatAt   atomic.Int64 // on the clock of task.Now
 	sweeping atomic.Bool
+
+	saving     sync.Mutex // guards what follows; taken before any other lock
+	savedAt    time.Duration
+	savedEmpty bool
+	saveError  string // that was reported
+}
+
+// stats are totals since the start.
+type stats struct {
+	sweeps, kills, losses, reaped atomic.Uint64
+	sweepBy                       atomic.Int64 // when the next sweep is due at the latest, on the clock of task.Now
 }
 
 // watched is a parent with enough zombies for its rule, old enough or not.
 type watched struct {
-	found     finding
+	found     observer.Assessment
 	next      time.Duration // when to look again, 0 with the next sweep
 	suspected bool          // reported as a suspect
-	said      policy.Reason // the reason last reported
-	unsure    bool          // for want of a name
-	until     time.Duration // left alone until then
+	reason    policy.Reason // last reported
+	said      map[policy.Reason]said
+	unsure    bool             // for want of a name
+	until     time.Duration    // left alone until then
+	limited   report.LimitUsed // no kill until this limit has room
 	pause     time.Duration
-	kept      keeping
+	deferral  deferral
 }
 
-// keeping is what kept a parent from reaping, if it would: while it is stopped its
+// said is when something was last reported, and of how many zombies.
+type said struct {
+	at      time.Duration
+	zombies int
+}
+
+// sayAgain is after how long the same is said again though nothing has grown: what flips
+// between two reasons has a line for each, and not one a second.
+const sayAgain = 10 * time.Minute
+
+// due says whether it is time to say it (again).
+func (s said) due(zombies int, now time.Duration) bool {
+	return s.at == 0 || now-s.at >= sayAgain || zombies >= 2*max(s.zombies, 1)
+}
+
+// deferral is what kept a parent from reaping, if it would: while it is stopped its
 // zombies grow old all the same. That time is given back to it, a grace at most,
 // so that nobody can put the end off for ever.
-type keeping struct {
-	since time.Duration // kept since then, 0 if it is not
+type deferral struct {
+	since time.Duration // deferred since then, 0 if it is not
 	last  time.Duration // the last look that found it so
 	given time.Duration // back so far
 	until time.Duration // it has the time until then
 }
 
-func (k *keeping) note(kept bool, now, grace time.Duration) {
+func (d *deferral) note(deferred bool, now, grace time.Duration) {
 	switch {
-	case kept && k.since == 0:
-		k.since, k.last = now, now
-	case kept:
-		k.last = now
-	case k.since != 0:
+	case deferred && d.since == 0:
+		d.since, d.last = now, now
+	case deferred:
+		d.last = now
+	case d.since != 0:
 		// Not what is between the last two looks: one that forks much is often found
 		// in uninterruptible sleep, and the next sweep may be a minute later.
-		back := min(k.last-k.since, grace-k.given)
+		back := min(d.last-d.since, grace-d.given)
 		if back > 0 {
-			k.given += back
-			k.until = now + back
+			d.given += back
+			d.until = now + back
 		}
-		k.since = 0
+		d.since = 0
 	}
 }
 
-// spare puts off when the rule is met for as long as the parent has time.
-func (k *keeping) spare(f *finding, now time.Duration) {
-	if f.never || now >= k.until {
+// postpone puts off when the rule is met for as long as the parent has time.
+func (d *deferral) postpone(a *observer.Assessment, now time.Duration) {
+	if a.Never || now >= d.until || a.Pressure != policy.NoPressure {
 		return
 	}
-	f.due, f.met, f.verdict = max(f.due, k.until), false, policy.Watch
+	a.Due, a.Met, a.Verdict = max(a.Due, d.until), false, policy.Watch
 }
 
 // New returns a daemon that has not looked at anything yet. When ctx ends, its
 // ladders stop where they are.
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
-		opts:    o,
-		hints:   make(chan struct{}, 1),
-		reloads: make(chan reload),
-		watched: map[task.ID]*watched{},
+		opts:      o,
+		wake:      make(chan struct{}, 1),
+		reloads:   make(chan reload),
+		hinted:    map[int]struct{}{},
+		hintedAt:  map[int][]time.Duration{},
+		watched:   map[task.ID]*watched{},
+		inside:    map[task.ID]int{},
+		leaks:     map[string]*said{},
+		relieving: map[uint64]*relief{},
+		relapses:  map[string]relapse{},
 	}
-	d.eye = &eye{source: o.Source, proc: o.Proc, name: o.Name, swept: d.swept, busy: d.busy, reading: make(chan struct{}, maxReading)}
-	o.Proc.OnProgress(d.busy)
-	if d.eye.name == nil {
-		d.eye.name = func(ref container.Ref) (task.Container, bool) { return ref.Container(), false }
+	o.Observer.Swept, o.Observer.Progress = d.swept, d.busy
+	o.Observer.Proc.OnProgress(d.busy)
+	p, err := policy.New(o.Config, o.Host)
+	if err != nil {
+		return nil, err
 	}
-	d.reaper = reaper.New(ctx, d.eye, settings(o.Config), d.decided)
+	d.observer = observer.New(o.Observer, o.Config, p)
+	d.reaper = reaper.New(ctx, reaper.Options{
+		Judge: d.observer, Settings: settings(o.Config), Report: d.decided,
+		Inside: o.Inside, State: o.Saved.Limits, Save: func(reaper.State) { d.save(true) },
+	})
+	d.restore(o.Saved)
 	return d, d.configure(o.Config)
 }
+
+// Observer is the one that the daemon asks.
+func (d *Daemon) Observer() *observer.Observer { return d.observer }
 
 // decided passes on what a ladder reports.
 func (d *Daemon) decided(e report.Event) {
@@ -195,8 +253,20 @@ func (d *Daemon) decided(e report.Event) {
 			d.opts.Meter.ObserveDelay(task.Now() - due.(time.Duration))
 		}
 	}
+	if e.Name == report.EventReaped && e.By == report.ByKzr {
+		d.stats.reaped.Add(1)
+		d.mu.Lock()
+		if len(d.inside) >= maxInside {
+			clear(d.inside)
+		}
+		d.inside[e.Process.ID]++
+		d.mu.Unlock()
+	}
 	d.opts.Report(e)
 }
+
+// maxInside bounds for how many parents it is remembered how often kzr reaped inside.
+const maxInside = 4096
 
 func settings(c config.Config) reaper.Settings {
 	return reaper.Settings{DryRun: c.DryRun, Limits: c.Limits}
@@ -214,32 +284,46 @@ func (d *Daemon) configure(c config.Config) error {
 		}
 	}
 	d.config, d.least = c, least
-	d.eye.set(rules{config: c, policy: p})
+	d.observer.Set(c, p)
 	d.reaper.Set(settings(c))
 	return nil
 }
 
-// Hint tells the daemon to look. It never blocks.
+// Hint tells the daemon to look at a parent, or at everything. It never blocks.
 func (d *Daemon) Hint(h task.Hint) {
-	if h.Lost {
+	switch {
+	case h.Lost:
 		d.lost.Store(true)
+	case h.PID == 0:
+		d.sweepWanted.Store(true)
+	default:
+		d.hintMu.Lock()
+		if len(d.hinted) <= maxHinted {
+			d.hinted[h.PID] = struct{}{}
+		}
+		d.hintMu.Unlock()
 	}
+	d.Wake()
+}
+
+// Wake makes the loop look whether there is something to do.
+func (d *Daemon) Wake() {
 	select {
-	case d.hints <- struct{}{}:
+	case d.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Deafen tells the daemon that no more hints will come: it sweeps as if there had
+// DisableHints tells the daemon that no more hints will come: it sweeps as if there had
 // never been any.
-func (d *Daemon) Deafen() {
-	d.deaf.Store(true)
-	d.Hint(task.Hint{})
+func (d *Daemon) DisableHints() {
+	d.hintsDisabled.Store(true)
+	d.Wake()
 }
 
 // hintedFrom is the number of zombies from which on hints come in, 0 if none do.
 func (d *Daemon) hintedFrom() int {
-	if d.deaf.Load() {
+	if d.hintsDisabled.Load() {
 		return 0
 	}
 	return d.opts.Hinted
@@ -265,6 +349,7 @@ type reload struct {
 // Run works until ctx, the one given to New, ends, and returns when no ladder is
 // left. No signal is sent after the end.
 func (d *Daemon) Run(ctx context.Context) {
+	defer d.save(true)
 	defer d.reaper.Wait()
 
 	timer := time.NewTimer(0)
@@ -274,10 +359,10 @@ func (d *Daemon) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case <-d.hints:
-			d.hinted()
+		case <-d.wake:
+			d.takeHints()
 		case out := <-d.reaper.Outcomes():
-			d.settle(out)
+			d.ended(out)
 		case r := <-d.reloads:
 			err := d.configure(r.config)
 			r.done <- err
@@ -285,12 +370,13 @@ func (d *Daemon) Run(ctx context.Context) {
 				d.sweepAt = 0
 				d.mu.Lock()
 				for _, w := range d.watched {
-					w.until = 0 // what it was left alone for may hold no more
+					w.until, w.limited = 0, report.LimitUsed{} // what it was left alone for may hold no more
 				}
 				d.mu.Unlock()
 			}
 		}
 		d.work(ctx)
+		d.save(false)
 		d.beat()
 		timer.Reset(max(0, d.next()-task.Now()))
 	}
@@ -320,21 +406,34 @@ func (d *Daemon) beatDue() bool {
 	return int64(now) >= at && d.beatAt.CompareAndSwap(at, int64(now+d.opts.BeatEvery))
 }
 
-// hinted plans a sweep when the rest after the last one is over: at once if hints
-// were lost, else when the children are zombies.
-func (d *Daemon) hinted() {
+// takeHints plans what the hints ask for: a look at each parent when its children are
+// zombies, or a sweep, at once if hints were lost, when the rest after the last one is
+// over.
+func (d *Daemon) takeHints() {
 	now := task.Now()
-	at := max(now+settled, d.rested)
-	d.lateAt = now + settledLate
+	d.hintMu.Lock()
+	pids := d.hinted
+	d.hinted = map[int]struct{}{}
+	d.hintMu.Unlock()
 	if d.lost.Swap(false) {
 		d.stats.losses.Add(1)
-		at = max(now, d.rested)
+		d.sweepAt = min(d.sweepAt, max(now, d.rested))
+		d.lateAt = now + hintDelayLate
 		if now >= d.lossAt { // one line a second will do
 			d.lossAt = now + time.Second
-			d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; kzr looks at everything"})
+			d.opts.Report(report.Event{Time: time.Now(), Name: report.EventLostEvents, Message: "the kernel dropped hints; sweeping the whole node"})
 		}
 	}
-	d.sweepAt = min(d.sweepAt, at)
+	if d.sweepWanted.Swap(false) || len(pids)+len(d.hintedAt) > maxHinted {
+		d.sweepAt = min(d.sweepAt, max(now+hintDelay, d.rested))
+		d.lateAt = now + hintDelayLate
+		clear(d.hintedAt)
+		return
+	}
+	for pid := range pids {
+		at := max(now+hintDelay, d.hintRest)
+		d.hintedAt[pid] = []time.Duration{at, max(at, now+hintDelayLate)}
+	}
 }
 
 // work does what is due.
@@ -347,24 +446,57 @@ func (d *Daemon) work(ctx context.Context) {
 	if now < d.blindUntil {
 		return
 	}
-	var due []task.ID
-	if now < d.sweepAt {
-		due = d.due(now)
-		if len(due) == 0 {
-			return
-		}
-	}
-	if len(due) > 0 && len(due) <= fewLooks {
-		var failed failures
-		for _, id := range due {
-			f, now, err := d.eye.lookAt(ctx, id)
-			d.consider(ctx, id, f, now, err)
-			failed.add(id, err)
-		}
-		failed.log(ctx, d.opts.Logger)
+	if now >= d.sweepAt {
+		d.sweep(ctx)
+		d.relieve(ctx)
 		return
 	}
-	d.sweep(ctx)
+	d.lookAtHinted(ctx, now)
+	due := d.due(now)
+	switch {
+	case len(due) > fewLooks && now >= d.rested:
+		d.sweep(ctx)
+	case len(due) > 0:
+		var failed failures
+		for _, id := range due[:min(len(due), 4*fewLooks)] {
+			d.lookAt(ctx, id, &failed)
+		}
+		failed.log(ctx, d.opts.Logger)
+	}
+	d.relieve(ctx)
+}
+
+func (d *Daemon) lookAt(ctx context.Context, id task.ID, failed *failures) {
+	a, err := d.observer.LookAt(ctx, id)
+	d.consider(ctx, id, a, a.At, err)
+	failed.add(id, err)
+}
+
+// lookAtHinted looks at parents that the kernel hinted at.
+func (d *Daemon) lookAtHinted(ctx context.Context, now time.Duration) {
+	if len(d.hintedAt) == 0 || now < d.hintRest {
+		return
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cpu := task.ThreadTime()
+	var failed failures
+	for pid, at := range d.hintedAt {
+		if at[0] > now {
+			continue
+		}
+		if at = at[1:]; len(at) > 0 {
+			d.hintedAt[pid] = at
+		} else {
+			delete(d.hintedAt, pid)
+		}
+		id, err := d.observer.Find(ctx, pid)
+		if err == nil {
+			d.lookAt(ctx, id, &failed)
+		}
+	}
+	failed.log(ctx, d.opts.Logger)
+	d.hintRest = task.Now() + rest*(task.ThreadTime()-cpu)
 }
 
 // due are those to look at now. Of those that cannot be acted on the first few
@@ -372,13 +504,13 @@ func (d *Daemon) work(ctx context.Context) {
 func (d *Daemon) due(now time.Duration) (all []task.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	kept := 0
+	deferred := 0
 	for id, w := range d.watched {
 		if w.next == 0 || w.next > now {
 			continue
 		}
-		if w.kept.since != 0 && now < d.rested {
-			if kept++; kept > fewLooks {
+		if w.deferral.since != 0 && now < d.rested {
+			if deferred++; deferred > fewLooks {
 				w.next = d.rested
 				continue
 			}
@@ -393,10 +525,10 @@ func (d *Daemon) due(now time.Duration) (all []task.ID) {
 func (d *Daemon) sweep(ctx context.Context) {
 	d.sweeping.Store(true)
 	defer d.sweeping.Store(false)
-	last, err := d.eye.sweep(ctx)
+	last, err := d.observer.Sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
-			d.opts.Logger.Error("sweep failed; kzr cannot see and does nothing", "error", err)
+			d.opts.Logger.Error("sweep failed; taking no action", "error", err)
 		}
 		d.sweepAt = task.Now() + lookAgain
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
@@ -405,25 +537,31 @@ func (d *Daemon) sweep(ctx context.Context) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	began, cpu := task.Now(), task.ThreadTime()
-	crowded := d.eye.crowded(d.least.Threshold, last.at)
-	for id := range d.watched {
-		if _, ok := crowded[id]; !ok {
-			d.consider(ctx, id, finding{never: true}, last.at, nil)
+	crowded, skipped := d.observer.Crowded(ctx, d.least.Threshold)
+	for id, w := range d.watched {
+		if _, ok := crowded[id]; !ok && !skipped[id] && w.found.Pressure == policy.NoPressure {
+			d.consider(ctx, id, observer.Assessment{Never: true}, last.At, nil)
 		}
 	}
 	var failed failures
-	for id, j := range crowded {
-		d.consider(ctx, id, j.finding, last.at, j.err)
-		failed.add(id, j.err)
+	for id, r := range crowded {
+		d.consider(ctx, id, r.Assessment, last.At, r.Err)
+		failed.add(id, r.Err)
 	}
 	failed.log(ctx, d.opts.Logger)
+	d.suspectWorkloads(last.At)
+	d.tell(last)
 
 	now := task.Now()
-	cost := last.cost + min(now-began, task.ThreadTime()-cpu)
-	d.rested = now + rest*cost
-	d.sweepAt = last.at + d.sweepInterval(cost)
+	cost := last.Cost + min(now-began, task.ThreadTime()-cpu)
+	factor := time.Duration(rest)
+	if d.urgent() {
+		factor = pressedRest
+	}
+	d.rested = now + factor*cost
+	d.sweepAt = last.At + d.sweepInterval(cost)
 	d.stats.sweepBy.Store(int64(d.sweepAt))
-	if d.lateAt > last.at {
+	if d.lateAt > last.At {
 		d.sweepAt = min(d.sweepAt, max(d.lateAt, d.rested))
 	}
 }
@@ -447,7 +585,7 @@ func (f *failures) add(id task.ID, err error) {
 
 func (f *failures) log(ctx context.Context, logger *slog.Logger) {
 	if f.n > 0 && ctx.Err() == nil {
-		logger.Error("looking at a parent failed", "pid", f.first.PID, "error", f.err, "parents", f.n)
+		logger.Error("cannot look at a parent", "pid", f.first.PID, "error", f.err, "parents", f.n)
 	}
 }
 
@@ -462,10 +600,11 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 }
 
 // consider draws the conclusion from a look at one parent.
-func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.Duration, err error) {
+func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment, now time.Duration, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	a.Parent = nil // its zombies can be many megabytes
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.watched[id]
@@ -473,82 +612,86 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, f finding, now time.D
 		if w != nil {
 			w.next = 0
 		}
-		if f.pressed {
-			d.reaper.Hurry(id)
-		}
 		return // the ladder looks for itself and says how it ended
 	}
 	switch {
 	case errors.Is(err, procscan.ErrGone):
-		f.never = true
+		a.Never = true
 	case err != nil:
 		if w != nil {
 			w.next = task.Now() + lookAgain
 		}
 		return
 	}
-	if f.never {
-		if w != nil && w.suspected && w.said == "" {
-			d.say(report.EventSpared, policy.Recovered, w.found, "it reaped, or ended, by itself")
+	if a.Never {
+		if w != nil && w.suspected && w.reason == "" {
+			d.say(report.EventSpared, policy.Recovered, &w.found, "reaped, moved or ended by itself")
 		}
 		delete(d.watched, id)
 		return
 	}
 	if w == nil {
-		w = &watched{}
+		w = &watched{said: map[policy.Reason]said{}}
 		d.watched[id] = w
 	}
-	w.kept.note(policy.Deferred(&f.proc) != "", now, f.rule.Grace)
-	w.kept.spare(&f, now)
-	w.found, w.next = f, 0
+	facts := &a.Process.Facts
+	w.deferral.note(policy.Deferred(facts, policy.Circumstances{}) != "", now, a.Rule.Grace)
+	w.deferral.postpone(&a, now)
+	w.found, w.next = a, 0
 	switch {
-	case !f.met:
+	case !a.Met:
 		// Half of the grace is gone: it looks as if it would not reap.
-		half := f.due - f.rule.Grace/2
+		half := a.Due - a.Rule.Grace/2
 		if now < half {
-			w.suspected, w.said, w.next = false, "", half
+			w.suspected, w.reason, w.next = false, "", half
 			return
 		}
-		w.next = f.due
+		w.next = a.Due
 		if !w.suspected {
 			w.suspected = true
-			d.say(report.EventSuspect, "", f, fmt.Sprintf("it does not reap; it meets the rule in %s", (f.due-now).Round(100*time.Millisecond)))
+			d.say(report.EventSuspect, "", &a, fmt.Sprintf("parent is not reaping; eligible in %s", (a.Due-now).Round(100*time.Millisecond)))
 		}
-	case f.verdict == policy.Target && now < w.until:
-		w.found.verdict, w.found.reason = policy.Spared, policy.Backoff
+	case a.Verdict == policy.Target && now < w.until:
+		w.found.Verdict, w.found.Reason = policy.Spared, policy.Backoff
 		w.next = w.until
-	case f.verdict == policy.Target:
-		w.said = ""
-		if w.pause == 0 && w.kept.given == 0 {
-			d.dues.Store(id, f.due)
+	case a.Verdict == policy.Target:
+		w.reason = ""
+		if w.pause == 0 && w.deferral.given == 0 {
+			d.dues.Store(id, a.Due)
 		}
-		if !d.opts.Observe {
-			d.reaper.Act(id, f.proc.Workload)
-			if f.pressed {
-				d.reaper.Hurry(id)
-			}
-		}
+		d.act(&a)
 	default:
-		if f.reason != w.said || f.rule.Unsure != w.unsure {
-			w.said, w.unsure = f.reason, f.rule.Unsure
-			d.say(report.EventSpared, f.reason, f, because(f))
+		if w.said[a.Reason].due(a.Reapable, now) || a.Rule.Unsure != w.unsure {
+			w.said[a.Reason] = said{now, a.Reapable}
+			d.say(report.EventSpared, a.Reason, &a, because(&a))
 		}
-		if f.reason == policy.Deferred(&f.proc) {
+		w.reason, w.unsure = a.Reason, a.Rule.Unsure
+		if policy.Deferred(facts, policy.Circumstances{Foreign: a.Reason == policy.Foreign}) == a.Reason {
 			w.next = now + lookAgain
 		}
 	}
 }
 
-// settle takes note of how a ladder ended.
-func (d *Daemon) settle(out reaper.Outcome) {
+// act starts a ladder, unless this daemon only looks.
+func (d *Daemon) act(a *observer.Assessment) bool {
+	if d.opts.Observe {
+		return false
+	}
+	p := &a.Process
+	return d.reaper.Act(p.ID, reaper.Who{Workload: p.Workload, Owner: p.Owner, Init: p.ContainerInit()})
+}
+
+// ended takes note of how a ladder ended.
+func (d *Daemon) ended(out reaper.Outcome) {
 	now := task.Now()
 	d.dues.Delete(out.ID)
+	d.relieved(out, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if out.Result == reaper.Terminated {
 		d.stats.kills.Add(1)
 		delete(d.watched, out.ID)
-		d.sweepAt = min(d.sweepAt, now) // its zombies may have moved
+		d.sweepAt = min(d.sweepAt, max(now, d.rested)) // its zombies may have moved
 		return
 	}
 	w := d.watched[out.ID]
@@ -565,11 +708,25 @@ func (d *Daemon) settle(out reaper.Outcome) {
 	case out.Result == reaper.Rehearsed && d.config.DryRun: // else it was set otherwise meanwhile
 		w.until = now + maxPause
 	case !out.Until.IsZero():
-		w.until = now + time.Until(out.Until)
+		// No kill before then; but what hurts nobody is tried again.
+		if w.limited.Until.Before(time.Now()) {
+			w.limited.Since = time.Now()
+		}
+		w.limited.Name, w.limited.Until = limitOf(out.Reason), out.Until
+		w.until = now + min(time.Until(out.Until), max(w.found.Rule.Grace, blindPause))
 	}
 	if out.Result == reaper.Spared {
-		w.said = out.Reason
+		w.reason = out.Reason
+		w.said[out.Reason] = said{now, w.found.Reapable}
 	}
+}
+
+// limitOf names the limit behind a reason, as the configuration has it.
+func limitOf(r policy.Reason) string {
+	if r == policy.RateLimited {
+		return "killsPerMinute"
+	}
+	return "perWorkload"
 }
 
 // checkLimits plans a sweep if pids are running out, or so many tasks have come
@@ -580,7 +737,7 @@ func (d *Daemon) checkLimits(now time.Duration) {
 	if d.config.Pressure == 0 {
 		return
 	}
-	n, err := d.opts.Proc.Node()
+	n, err := d.opts.Observer.Proc.Node()
 	if err != nil {
 		return
 	}
@@ -588,30 +745,11 @@ func (d *Daemon) checkLimits(now time.Duration) {
 	if d.hintedFrom() == 0 {
 		many = min(many, d.least.Threshold)
 	}
-	last := d.eye.lastSweep()
-	pressed := float64(n.Tasks) >= d.config.Pressure*float64(n.Limit) || n.Tasks-last.tasks >= many
-	for cgroup := range d.cgroups() {
-		if pressed {
-			break
-		}
-		pressed = slices.ContainsFunc(d.opts.Proc.PidsLimits(cgroup), func(l procscan.PidsLimit) bool {
-			return float64(l.Current) >= d.config.Pressure*float64(l.Limit)
-		})
-	}
-	if pressed {
+	near := policy.Near(d.config.Pressure, n.Tasks, n.Limit) || n.Tasks-d.observer.Last().Tasks >= many ||
+		d.observer.NearLimits()
+	if near {
 		d.sweepAt = min(d.sweepAt, max(now, d.rested))
 	}
-}
-
-// cgroups are those in which parents are watched.
-func (d *Daemon) cgroups() map[string]struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	all := map[string]struct{}{}
-	for _, w := range d.watched {
-		all[w.found.proc.PidsCgroup] = struct{}{}
-	}
-	return all
 }
 
 // next is the moment at which there is something to do.
@@ -624,29 +762,15 @@ func (d *Daemon) next() time.Duration {
 			at = min(at, w.next)
 		}
 	}
+	for _, times := range d.hintedAt {
+		at = min(at, max(times[0], d.hintRest))
+	}
 	at = max(at, d.blindUntil)
 	if d.opts.BeatEvery > 0 && d.stats.sweeps.Load() > 0 { // as beat has it
 		at = min(at, time.Duration(d.beatAt.Load()))
 	}
-	// While nothing is wrong and hints come in, pid limits are not polled: a
-	// parent that fills the table is hinted at long before.
-	if d.config.Pressure > 0 && (len(d.watched) > 0 || d.hintedFrom() == 0) {
+	if d.config.Pressure > 0 {
 		at = min(at, d.limitAt)
 	}
 	return at
-}
-
-func (d *Daemon) say(name string, reason policy.Reason, f finding, message string) {
-	proc := f.proc
-	d.opts.Report(report.Event{
-		Time: time.Now(), Name: name, Message: message, Process: &proc,
-		Zombies: f.reapable, Oldest: f.oldest, Rule: f.rule.Name, Reason: string(reason),
-	})
-}
-
-func because(f finding) string {
-	if f.reason == policy.ByRule && f.rule.Unsure {
-		return "its rule may say observe: the container's name is not known"
-	}
-	return advice.Because(f.reason)
 }

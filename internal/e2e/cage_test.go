@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -23,6 +25,7 @@ import (
 //	hidepid      /proc mounted with hidepid=2
 //	nobtf        the kernel's type information is hidden
 //	nobody       uid and gid 65534, no capability
+//	user=N       uid and gid N, and the capabilities of the service
 //	nocap=N      capability N is taken away
 //	nobpf=ERRNO  bpf(2) fails with that number
 //	nolink=ERRNO  bpf(2) does all but attach programs
@@ -30,7 +33,11 @@ import (
 //	nopidfd      pidfd_open(2) fails with ENOSYS, as before 5.3
 //	nofile=N     no more than N descriptors
 //	parent=N     it becomes the program's parent instead, one with N zombies
+//	jobs=SECONDS  it becomes the program itself: a job in parts, see beJobs
 func cage(steps []string) {
+	if seconds, ok := strings.CutPrefix(steps[0], "jobs="); ok {
+		os.Exit(beJobs(seconds))
+	}
 	runtime.LockOSThread() // credentials and filters are a thread's, and exec keeps the caller's
 	for _, s := range steps {
 		verb, value, _ := strings.Cut(s, "=")
@@ -74,6 +81,28 @@ func beParent() int {
 	return status.ExitStatus()
 }
 
+// beJobs starts sixty processes, all of which end at once but the first, and waits
+// for them in turn. All have to end with 7.
+func beJobs(seconds string) int {
+	var parts []*exec.Cmd
+	for range 60 {
+		part := exec.Command("sh", "-c", "sleep "+seconds+"; exit 7")
+		if err := part.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 99
+		}
+		parts, seconds = append(parts, part), "0.2"
+	}
+	status := 0
+	for _, part := range parts {
+		if err := part.Wait(); part.ProcessState.ExitCode() != 7 {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
+		}
+	}
+	return status
+}
+
 func cageStep(verb string, n int) error {
 	switch verb {
 	case "mntns":
@@ -97,6 +126,8 @@ func cageStep(verb string, n int) error {
 			return err
 		}
 		return unix.Setresuid(nobody, nobody, nobody)
+	case "user":
+		return becomeUser(n)
 	case "nocap":
 		return dropCapability(n)
 	case "nobpf":
@@ -125,6 +156,31 @@ func cageStep(verb string, n int) error {
 }
 
 const nobody = 65534
+
+// becomeUser keeps what kzr needs, as systemd does for the user of a service.
+func becomeUser(n int) error {
+	if err := errors.Join(unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0), unix.Setgroups(nil), unix.Setresgid(n, n, n), unix.Setresuid(n, n, n)); err != nil {
+		return err
+	}
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	caps := []int{unix.CAP_KILL, unix.CAP_SYS_PTRACE, unix.CAP_PERFMON, unix.CAP_BPF}
+	for _, c := range caps {
+		d[c/32].Permitted |= 1 << (c % 32)
+	}
+	for i := range d {
+		d[i].Effective, d[i].Inheritable = d[i].Permitted, d[i].Permitted
+	}
+	if err := unix.Capset(&h, &d[0]); err != nil {
+		return err
+	}
+	for _, c := range caps {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // dropCapability takes one capability from the bounding set: root gets those
 // that are left at its next exec.

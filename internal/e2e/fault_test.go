@@ -98,7 +98,7 @@ func TestFaultProcUnmounted(t *testing.T) {
 		pod := zoo.NewCgroup(t, "pids", "docker/"+containerID(t))
 		z = zoo.Start(t, "cgroup=%s exec=%s leak=20 serve", pod.Dir, s.exe)
 		good := zoo.Start(t, "exec=%s fresh=30,age=200 serve", s.exe)
-		if e := k.saw(z.PID, "terminated"); e.Container != filepath.Base(pod.Dir) || e.Exe != s.exe {
+		if e := k.saw(z.PID, "terminated"); e.ContainerID != filepath.Base(pod.Dir) || e.Exe != s.exe {
 			t.Errorf("who it was: %s", e.line)
 		}
 		k.silentAbout(0, good.PID)
@@ -131,7 +131,7 @@ func TestFaultHangingCmdline(t *testing.T) {
 			began := time.Now()
 			var doc document
 			s.wantAnswer("/v1/parents", &doc)
-			if p, _ := doc.of(z.PID); p.Countable != zombies || p.Exe != s.exe || len(p.Cmdline) != 0 {
+			if p, _ := doc.of(z.PID); p.Reapable != zombies || p.Exe != s.exe || len(p.Cmdline) != 0 {
 				t.Errorf("its document: %+v", p)
 			}
 			var one struct{ PID, Zombies int }

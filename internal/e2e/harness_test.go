@@ -62,6 +62,7 @@ type site struct {
 	exe    string   // a copy of the zoo's program
 	config string   // the file with the rules
 	mine   []string // prefixes of the executables that may be signalled
+	ours   []string // ids of the containers in which anybody may be
 }
 
 // newSite makes one. The rules are put before the one that keeps kzr from
@@ -112,15 +113,21 @@ type event struct {
 	Exe       string    `json:"exe"`
 	UID       uint32    `json:"uid"`
 	Zombies   int       `json:"zombies"`
-	Oldest    float64   `json:"oldest"`
-	Container string    `json:"container"`
+	Reapable  int       `json:"reapable"`
+	Oldest    float64   `json:"oldestSeconds"`
 	Rule      string    `json:"rule"`
 	Signal    string    `json:"signal"`
 	DryRun    *bool     `json:"dry_run"`
+	By        string    `json:"by"`
 	Reason    string    `json:"reason"`
+	Until     time.Time `json:"until"`
+	Workload  string    `json:"workload"`
 	Source    string    `json:"source"`
 	Why       string    `json:"why"`
 	Error     string    `json:"error"`
+
+	ContainerID      string `json:"container_id"`
+	LimitsOverridden bool   `json:"limits_overridden"`
 
 	line string
 }
@@ -142,6 +149,7 @@ type daemon struct {
 	pid     int // of kzr itself
 	began   time.Time
 	threads int
+	kids    []int // children: the helper that reaps inside parents, if it has one
 
 	mu      sync.Mutex
 	events  []event
@@ -221,9 +229,12 @@ func (s *site) launch(cmd *exec.Cmd) *daemon {
 		}
 	})
 	d.await("started", func(e event) bool { return e.Event == "started" })
-	d.threads = threads(d.pid)
+	d.counted()
 	return d
 }
+
+// counted keeps what the daemon began with. More it may never have.
+func (d *daemon) counted() { d.threads, d.kids = threads(d.pid), zoo.Children(d.pid) }
 
 // A manager is a service manager as kzr knows it: the socket that it notifies.
 type manager struct {
@@ -444,6 +455,9 @@ func (d *daemon) never(window time.Duration, what string, fits func(event) bool)
 
 func isSignal(e event) bool { return e.Event == "signal" }
 
+// isKill is a signal that harms.
+func isKill(e event) bool { return isSignal(e) && e.Signal != "SIGCHLD" }
+
 func about(pid int, words string) func(event) bool {
 	return func(e event) bool { return e.PID == pid && e.String() == words }
 }
@@ -466,7 +480,7 @@ func (d *daemon) murder() {
 }
 
 // stop ends kzr as its service manager does, and wants that it goes at once, well
-// and without another signal. It also wants what holds for every run: no child,
+// and without another signal. It also wants what holds for every run: no child and
 // no thread more than at the start, and nobody signalled but the test's own.
 func (d *daemon) stop() {
 	d.t.Helper()
@@ -478,8 +492,8 @@ func (d *daemon) stop() {
 		if n := threads(d.pid); n != d.threads {
 			d.t.Errorf("kzr has %d threads, it began with %d", n, d.threads)
 		}
-		if kids := zoo.Children(d.pid); len(kids) > 0 {
-			d.t.Errorf("kzr has children: %v", kids)
+		if kids := zoo.Children(d.pid); !slices.Equal(kids, d.kids) {
+			d.t.Errorf("kzr has the children %v, it began with %v", kids, d.kids)
 		}
 	}
 	asked := time.Now()
@@ -509,7 +523,8 @@ func (d *daemon) stop() {
 		d.t.Errorf("a line that is not JSON: %q", line)
 	}
 	for _, e := range d.events {
-		ours := slices.ContainsFunc(d.site.mine, func(prefix string) bool { return strings.HasPrefix(e.Exe, prefix) })
+		ours := slices.Contains(d.site.ours, e.ContainerID) ||
+			slices.ContainsFunc(d.site.mine, func(prefix string) bool { return strings.HasPrefix(e.Exe, prefix) })
 		if isSignal(e) && !ours {
 			d.t.Errorf("a stranger was signalled: %s", e.line)
 		}
@@ -577,7 +592,8 @@ type document struct {
 	Parents []parent  `json:"parents"`
 	Omitted int       `json:"omitted"`
 
-	Limitations []string `json:"limitations"`
+	Workloads   []workload `json:"workloads"`
+	Limitations []string   `json:"limitations"`
 }
 
 type parent struct {
@@ -591,11 +607,23 @@ type parent struct {
 	Cgroup          string     `json:"cgroup"`
 	Container       *container `json:"container"`
 	Zombies         int        `json:"zombies"`
-	Countable       int        `json:"countable"`
-	OldestSeconds   float64    `json:"oldestSeconds"`
+	Workload        string     `json:"workload"`
+	Reapable        int        `json:"reapable"`
+	Adopted         int        `json:"adopted"`
+	OldestSeconds   *float64   `json:"oldestSeconds"`
 	Verdict         string     `json:"verdict"`
 	Reason          string     `json:"reason"`
+	Until           *time.Time `json:"until"`
 	DeadlineSeconds *float64   `json:"deadlineSeconds"`
+}
+
+type workload struct {
+	Name          string   `json:"name"`
+	Zombies       int      `json:"zombies"`
+	Parents       int      `json:"parents"`
+	Pids          *int     `json:"pids"`
+	PidsLimit     *int     `json:"pidsLimit"`
+	FullInSeconds *float64 `json:"fullInSeconds"`
 }
 
 type container struct {
@@ -634,12 +662,12 @@ func (d document) of(pid int) (parent, bool) {
 }
 
 // wantCount wants that a scan counts a process's children exactly so.
-func (s *site) wantCount(mode string, pid, zombies, countable int) parent {
+func (s *site) wantCount(mode string, pid, zombies, reapable int) parent {
 	s.t.Helper()
 	doc, _ := s.scan("", mode)
 	p, ok := doc.of(pid)
-	if p.Zombies != zombies || p.Countable != countable || ok != (zombies > 0) {
-		s.t.Fatalf("scan counts %d zombies of pid %d, %d countable; want %d and %d", p.Zombies, pid, p.Countable, zombies, countable)
+	if p.Zombies != zombies || p.Reapable != reapable || ok != (zombies > 0) {
+		s.t.Fatalf("scan counts %d zombies of pid %d, %d reapable; want %d and %d", p.Zombies, pid, p.Reapable, zombies, reapable)
 	}
 	return p
 }

@@ -102,7 +102,7 @@ func TestScenario15Protected(t *testing.T) {
 			if c := z.Count(); c.CHLD != 0 || c.TERM != 0 {
 				t.Errorf("signals came: %+v", c)
 			}
-			if p, _ := doc.of(z.PID); p.Countable != 12 {
+			if p, _ := doc.of(z.PID); p.Reapable != 12 {
 				t.Errorf("scan: %+v", p)
 			}
 		}
@@ -133,7 +133,7 @@ func TestScenario15Ancestor(t *testing.T) {
 				k.pid = child
 			}
 		}
-		if k.threads = threads(k.pid); k.pid == pid {
+		if k.counted(); k.pid == pid {
 			t.Fatalf("its parent has the children %v", zoo.Children(pid))
 		}
 		if n := zoo.Zombies(pid); n != 12 {
@@ -258,7 +258,7 @@ func TestScenario18HostileNames(t *testing.T) {
 			// Also once it is decoded.
 			clean(t, "JSON log's comm", e.Comm)
 			clean(t, "JSON log's exe", e.Exe)
-			if !strings.Contains(e.Comm, `\n\x1b[2J) Z 1 `) || !strings.HasSuffix(e.Exe, `ev\nil\x1b[31m) Z 1 (\xff`) || e.Container != id {
+			if !strings.Contains(e.Comm, `\n\x1b[2J) Z 1 `) || !strings.HasSuffix(e.Exe, `ev\nil\x1b[31m) Z 1 (\xff`) || e.ContainerID != id {
 				t.Errorf("who it is got lost: %s", e.line)
 			}
 		}
@@ -382,7 +382,7 @@ func TestScenario19HardToIdentify(t *testing.T) {
 			z := zoo.Start(t, "in=pidns,proc %s", c.script)
 			doc, _ := s.scan("", mode)
 			p, _ := doc.of(z.PID)
-			if p.Exe != c.exe || p.Countable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {
+			if p.Exe != c.exe || p.Reapable != 12 || !slices.Equal(p.Cmdline, c.cmdline) || p.Cmdline == nil {
 				t.Errorf("%s: scan: %+v", c.name, p)
 			}
 			if len(c.cmdline) == 0 {
@@ -448,7 +448,7 @@ func TestScenario24NestedNamespaces(t *testing.T) {
 		outer, inner := z.Named("outer"), z.Named("inner")
 		// The pids are those of the test's own namespace.
 		e := k.saw(inner.PID, "terminated")
-		if e.Container != id || e.UID != 100000 || e.Zombies != 12 {
+		if e.ContainerID != id || e.UID != 100000 || e.Zombies != 12 {
 			t.Errorf("who it was: %s", e.line)
 		}
 		inner.WaitDead(0)

@@ -257,8 +257,8 @@ func TestScenario14ContainerLoop(t *testing.T) {
 				break
 			}
 			e := k.saw(init.PID, "terminated")
-			if e.Container != id {
-				t.Errorf("container %q", e.Container)
+			if e.ContainerID != id {
+				t.Errorf("container %q", e.ContainerID)
 			}
 			init.WaitDead(0)
 			if n := init.Zombies(); n != 0 {
@@ -268,10 +268,10 @@ func TestScenario14ContainerLoop(t *testing.T) {
 		}
 		init := last.Named("init")
 		k.saw(init.PID, "spared backoff")
-		k.never(3*time.Second, "another kill", func(e event) bool { return e.PID == init.PID && isSignal(e) })
+		k.never(3*time.Second, "another kill", func(e event) bool { return e.PID == init.PID && isKill(e) })
 		alive(t, init)
 		doc, _ := s.scan("", mode)
-		if p, _ := doc.of(init.PID); p.Container == nil || p.Container.Runtime != "docker" || p.Container.ID != id || p.Countable != 20 {
+		if p, _ := doc.of(init.PID); p.Container == nil || p.Container.Runtime != "docker" || p.Container.ID != id || p.Reapable != 20 {
 			t.Errorf("scan: %+v", p)
 		}
 	})

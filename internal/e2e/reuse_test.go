@@ -221,7 +221,7 @@ func (s *site) startInside(z *zoo.Zoo, flags ...string) *daemon {
 		s.t.Fatalf("nsenter has the children %v", kids)
 	}
 	d.pid = kids[0]
-	d.threads = threads(d.pid)
+	d.counted()
 	return d
 }
 

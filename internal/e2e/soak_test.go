@@ -36,6 +36,8 @@ type conduct struct {
 	asked  bool                     // an innocent that is asked to reap, and does
 	later  time.Duration            // a guilty one gathers its zombies only after it is ready, within this time
 	host   bool                     // not in a pid namespace: its tree talks in pids
+	root   bool                     // the machine's own: it does what another user may not
+	boxed  bool                     // in a container of its own, whose limit then is set to what is in it
 	beside string                   // more processes in its tree
 	// then, if not nil, goes on with it and says whether it is guilty from now on.
 	then func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool
@@ -76,7 +78,72 @@ var conducts = []conduct{
 	{name: "wants no zombies", script: says("chld=nocldwait storm=0,rate=100")},
 	{name: "short-lived parents", script: says("flash=100,kids=12")},
 	{name: "reaps late", script: func(c *soakCase) string { return c.leak("") + " sleep=500 reap=all" }},
-	{name: "zombies of a tracer", script: func(c *soakCase) string { return fmt.Sprintf("hold=%d { serve }", 11+c.dice.IntN(20)) }},
+	{name: "zombies of a tracer from outside", root: true, script: func(c *soakCase) string {
+		return fmt.Sprintf("hold=%d { cgroup=%s serve }", 11+c.dice.IntN(20), c.outside.Dir)
+	}},
+	{name: "zombies of a tracer beside it", script: func(c *soakCase) string {
+		return fmt.Sprintf("hold=%d { name=holder serve }", 11+c.dice.IntN(20))
+	}, then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
+		c.note(z.Named("holder"))
+		c.ended(z.Named("holder"), "holds zombies of another", time.Now())
+		p.Do("reap=now")
+		return false
+	}},
+	{name: "waits for one child", script: func(c *soakCase) string { return c.leak("") + " fork { name=awaited serve }" },
+		then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
+			p.Do("await")
+			c.live(p, "waiting for one child")
+			z.Named("awaited").Do("exit")
+			if c.dice.IntN(2) == 0 {
+				return true
+			}
+			p.Do("reap=all")
+			return false
+		}},
+	{name: "traced by its child", script: func(c *soakCase) string { return c.leak("") + " fork { name=shield trace=parent,pass serve }" },
+		then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
+			c.live(p, "traced by its child")
+			z.Named("shield").Signal(unix.SIGKILL)
+			return true
+		}},
+	{name: "in vfork", script: func(c *soakCase) string { return c.leak("") }, then: func(c *soakCase, _ *zoo.Zoo, p *zoo.Proc) bool {
+		p.Do("vfork=6500")
+		c.live(p, "in vfork")
+		return true
+	}},
+	{name: "zombies of one below it", root: true, script: says("fork { name=worker uid=998 serve }"),
+		then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
+			z.Named("worker").Do("%s", c.leak(",sibling"))
+			return false
+		}},
+
+	{name: "shielded at its limit", root: true, boxed: true, script: func(c *soakCase) string {
+		return "term=ignore leak=60 fork { name=shield serve }"
+	}, then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
+		switch shield := c.one("stop", "vfork", "await", "trace=parent,pass"); shield {
+		case "trace=parent,pass":
+			z.Named("shield").Do("%s", shield)
+		default:
+			p.Do("%s", shield)
+		}
+		c.squeeze()
+		return true
+	}},
+	{name: "small parents at their limit", root: true, boxed: true, script: func(c *soakCase) string {
+		return "chld=reap fork=times=9 { " + c.one("", "term=ignore") + " leak=9 serve }"
+	}, then: func(c *soakCase, _ *zoo.Zoo, _ *zoo.Proc) bool {
+		limit := c.squeeze()
+		due := time.Now().Add(time.Second + 9*soakTerm)
+		for c.box.tasks()*100 >= 85*limit {
+			if time.Now().After(due.Add(soakSlack)) {
+				c.fatalf("%d of %d pids are still used %v after that should be over", c.box.tasks(), limit, time.Since(due).Round(time.Millisecond))
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		c.late(time.Since(due))
+		return false
+	}},
+
 	{name: "children with dead leaders", script: says(strings.Repeat("fork { deadleader serve } ", 12))},
 
 	{name: "stopped", script: func(c *soakCase) string { return c.leak("") }, then: func(c *soakCase, _ *zoo.Zoo, p *zoo.Proc) bool {
@@ -96,7 +163,7 @@ var conducts = []conduct{
 		p.Do("reap=all")
 		return false
 	}},
-	{name: "lets go of its tracer's zombies", script: says("hold=15 { name=holder serve }"), guilty: false,
+	{name: "lets go of its tracer's zombies", root: true, script: func(c *soakCase) string { return "hold=15 { cgroup=" + c.outside.Dir + " name=holder serve }" },
 		then: func(c *soakCase, z *zoo.Zoo, p *zoo.Proc) bool {
 			c.live(p, "held by a tracer")
 			z.Named("holder").Signal(unix.SIGKILL)
@@ -112,6 +179,7 @@ type soakCase struct {
 	number int
 	dice   *rand.Rand
 	tree   string
+	box    *tenant        // of one that is boxed
 	start  map[int]uint64 // of the processes it asked about, by pid
 }
 
@@ -121,6 +189,8 @@ type soak struct {
 	k      *daemon
 	seed   uint64
 	groups chan *zoo.Cgroup
+	// outside is another's container.
+	outside *zoo.Cgroup
 
 	kills, spared, asked atomic.Int64
 	mu                   sync.Mutex
@@ -163,6 +233,25 @@ func (c *soakCase) live(p *zoo.Proc, why string) {
 	}
 }
 
+// squeeze leaves little room in the box.
+func (c *soakCase) squeeze() (limit int) {
+	c.t.Helper()
+	return c.box.squeeze()
+}
+
+// ended wants that a guilty one is ended in time.
+func (c *soakCase) ended(p *zoo.Proc, what string, due time.Time) {
+	c.t.Helper()
+	due = due.Add(soakGrace + soakNudge + soakTerm)
+	for p.Alive() {
+		if time.Now().After(due.Add(soakSlack)) {
+			c.fatalf("%q lives %v after it should be gone; it holds %d zombies: %v", what, time.Since(due).Round(time.Millisecond), p.Zombies(), c.about(p))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	c.late(time.Since(due))
+}
+
 // run makes the tree, waits and judges.
 func (c *soakCase) run() {
 	group := <-c.groups
@@ -177,7 +266,11 @@ func (c *soakCase) run() {
 		}
 	}
 	namespaces := !act.host && c.dice.IntN(2) == 0
-	if !namespaces {
+	if act.boxed {
+		c.box = newTenant(c.t)
+		is = append(is, "cgroup="+c.box.Dir)
+	}
+	if !namespaces && !act.root {
 		add(3, "uid="+c.one("1", "65534"))
 	}
 	is = append(is, c.one("exec=", "threadexec=")+c.exe()+c.one("", ",leaker,-x", `,systemd\x0a,\x1b[2J`))
@@ -196,7 +289,7 @@ func (c *soakCase) run() {
 		kind := ""
 		if namespaces {
 			kind = c.one("", "=pidns,proc", "=userns", "=userns,pidns", "=mntns")
-			if strings.Contains(inner, "userns") {
+			if act.root && strings.Contains(kind, "userns") || strings.Contains(inner, "userns") {
 				kind = ""
 			}
 		}
@@ -228,14 +321,7 @@ func (c *soakCase) run() {
 	}
 	switch {
 	case guilty:
-		due := ready.Add(act.later + soakGrace + soakNudge + soakTerm)
-		for p.Alive() {
-			if time.Now().After(due.Add(soakSlack)) {
-				c.fatalf("%q lives %v after it should be gone; it holds %d zombies: %v", act.name, time.Since(due).Round(time.Millisecond), p.Zombies(), c.about(p))
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		c.late(time.Since(due))
+		c.ended(p, act.name, ready.Add(act.later))
 		var signals []event
 		zoo.Within(c.t, patience, "the log tells of its end", func() bool {
 			all := c.about(p)
@@ -322,12 +408,14 @@ func soakFor(t *testing.T, mode string, duration time.Duration, seed uint64, onl
 		workers = 1
 	}
 	run := &soak{site: s, seed: seed, groups: make(chan *zoo.Cgroup, workers), seen: map[string]int{}}
-	for _, g := range workloads(t, "soak"+mode, workers) {
+	groups := workloads(t, "soak"+mode, workers+1)
+	run.outside = groups[workers]
+	for _, g := range groups[:workers] {
 		run.groups <- g
 	}
 	k := s.start(mode, "--scope=all", "--threshold="+strconv.Itoa(soakThreshold), "--grace="+soakGrace.String(),
 		"--nudge="+soakNudge.String(), "--term-timeout="+soakTerm.String(), "--sweep-interval=2s",
-		"--kills-per-minute=100000", "--per-workload-kills=100000", s.socket())
+		"--kills-per-minute=100000", "--per-workload-kills=100000", "--pressure=0.85", s.socket())
 	run.k = k
 	before := k.usage()
 

@@ -33,7 +33,7 @@ func TestPlacesOfExecutables(t *testing.T) {
 	}
 	check := func(what string, pid int, exe string, want bool) {
 		t.Helper()
-		x, err := proc.Inspect(pid)
+		x, err := proc.Inspect(t.Context(), pid)
 		if err != nil || x.Exe != exe {
 			t.Fatalf("%s: executable %q, want %q; %v", what, x.Exe, exe, err)
 		}

@@ -21,15 +21,15 @@ type Host struct {
 	PIDNS uint64 // kzr's own pid namespace
 	// Pid 1's mount and user namespace, 0 if they cannot be read.
 	MntNS, UserNS uint64
-	// Kin are kzr itself and its ancestors.
-	Kin []task.ID
+	// Ancestors are kzr itself and those above it.
+	Ancestors []task.ID
 }
 
 // Policy is a compiled configuration. It does not change.
 type Policy struct {
 	host    Host
 	scope   config.Scope
-	base    tracker.Rule
+	base    Rule
 	rules   []rule
 	protect []glob.Glob
 }
@@ -42,20 +42,21 @@ type rule struct {
 // Rule is what holds for one parent.
 type Rule struct {
 	tracker.Rule
-	Name   string // of the first rule that matched, "" if none did
-	Action config.Action
+	Name        string // of the first rule that matched, "" if none did
+	Action      config.Action
+	TermTimeout time.Duration
+	Reap        config.Reap
 	// Unsure says that nobody can tell whether the rule matches: it says observe
 	// and asks for a name that the container's runtime has not told.
 	Unsure bool
 }
 
-// PressureGrace is how long a zombie has to wait when the process table is
-// about to be full.
-const PressureGrace = time.Second
-
 // New compiles the parts of a validated configuration that decide about parents.
 func New(c config.Config, host Host) (*Policy, error) {
-	p := &Policy{host: host, scope: c.Scope, base: tracker.Rule{Threshold: c.Threshold, Grace: c.Grace}}
+	p := &Policy{host: host, scope: c.Scope, base: Rule{
+		Rule:   tracker.Rule{Threshold: c.Threshold, Grace: c.Grace},
+		Action: config.ActionKill, TermTimeout: c.TermTimeout, Reap: c.Reap,
+	}}
 	for _, s := range c.Protect {
 		g, err := glob.Compile(s)
 		if err != nil {
@@ -89,7 +90,7 @@ func New(c config.Config, host Host) (*Policy, error) {
 // Least is the lowest threshold and the shortest grace of any rule: a parent
 // that does not meet it meets none.
 func (p *Policy) Least() tracker.Rule {
-	least := p.base
+	least := p.base.Rule
 	for _, r := range p.rules {
 		if r.Threshold > 0 {
 			least.Threshold = min(least.Threshold, r.Threshold)
@@ -108,7 +109,7 @@ func (p *Policy) Least() tracker.Rule {
 // higher threshold or a longer grace counts. When the node's pids run out (full)
 // there is no time for that, and such rules do not match.
 func (p *Policy) RuleFor(proc *task.Process, full bool) Rule {
-	out := Rule{Rule: p.base, Action: config.ActionKill}
+	out := p.base
 	var least tracker.Rule // what rules ask for that may be about it
 	for i := range p.rules {
 		r := &p.rules[i]
@@ -124,6 +125,10 @@ func (p *Policy) RuleFor(proc *task.Process, full bool) Rule {
 		out.Action = cmp.Or(r.Action, out.Action)
 		out.Threshold = cmp.Or(r.Threshold, out.Threshold)
 		out.Grace = cmp.Or(r.Grace, out.Grace)
+		out.Reap = cmp.Or(r.Reap, out.Reap)
+		if r.TermTimeout != nil {
+			out.TermTimeout = *r.TermTimeout
+		}
 		break
 	}
 	out.Threshold, out.Grace = max(out.Threshold, least.Threshold), max(out.Grace, least.Grace)
@@ -182,9 +187,19 @@ func (p *Policy) InContainer(proc *task.Process) bool {
 	return proc.Container != nil || proc.PIDNS != 0 && proc.PIDNS != p.host.PIDNS
 }
 
+// Circumstances are what a decision depends on besides the parent itself.
+type Circumstances struct {
+	Pressure Pressure
+	// Foreign says that it meets its rule only with zombies that were put on it by a
+	// process that may not signal it.
+	Foreign bool
+	// Outside says that its tracer is not of its own workload, or may not be.
+	Outside bool
+}
+
 // Decide says whether a parent that meets its rule is a target, and if not, why
 // not. It does not look at zombies: the caller knows that the rule is met.
-func (p *Policy) Decide(proc *task.Process, r Rule) (Verdict, Reason) {
+func (p *Policy) Decide(proc *task.Process, r Rule, c Circumstances) (Verdict, Reason) {
 	switch {
 	case p.Protected(proc):
 		return Spared, Protected
@@ -193,26 +208,35 @@ func (p *Policy) Decide(proc *task.Process, r Rule) (Verdict, Reason) {
 	case p.scope != config.ScopeAll && !p.InContainer(proc):
 		return Spared, OutOfScope
 	}
-	if reason := Deferred(proc); reason != "" {
+	if reason := Deferred(&proc.Facts, c); reason != "" {
 		return Spared, reason
 	}
 	return Target, ""
 }
 
-// Deferred says why a process cannot be acted on right now though it may be
-// later; "" if it can.
-func Deferred(proc *task.Process) Reason {
+// Deferred says why a process is not acted on right now though it may be later; ""
+// if nothing stands in the way. While pids run out hardly anything does: a SIGKILL
+// works on what is stopped, traced or waiting. What is dying already is left alone,
+// and, until the node itself runs out, what somebody outside its workload traces: a
+// person looks at it.
+func Deferred(f *task.Facts, c Circumstances) Reason {
 	switch {
-	case proc.Exiting || proc.State == 'Z' || proc.State == 'X' || proc.State == 'x':
+	case f.Exiting || f.State == 'Z' || f.State == 'X' || f.State == 'x':
 		return Dying
-	case proc.Tracer.PID != 0 || proc.State == 't':
+	case (f.Tracer.PID != 0 || f.TracerUnknown || f.State == 't') && (c.Pressure == NoPressure || c.Pressure == WorkloadPressure && c.Outside):
 		return Traced
-	case proc.State == 'T':
+	case c.Pressure != NoPressure:
+		return ""
+	case f.State == 'T':
 		return Stopped
-	case proc.Frozen:
+	case f.Frozen:
 		return Frozen
-	case proc.State == 'D':
+	case f.State == 'D':
 		return Uninterruptible
+	case f.Waits.PID != 0:
+		return Waiting
+	case c.Foreign:
+		return Foreign
 	}
 	return ""
 }
@@ -222,7 +246,7 @@ func Deferred(proc *task.Process) Reason {
 // tenant can choose, its comm, its command line, a path inside its own mount
 // namespace, protects nobody.
 func (p *Policy) Protected(proc *task.Process) bool {
-	if proc.PID == 1 || proc.Kernel || slices.Contains(p.host.Kin, proc.ID) {
+	if proc.PID == 1 || proc.Kernel || slices.Contains(p.host.Ancestors, proc.ID) {
 		return true
 	}
 	if !p.hostSide(proc) {
@@ -271,6 +295,8 @@ var infrastructureNames = []string{
 	"kubelet", "kubelite", "k3s", "k3s-*", "k0s", "rke2", "rke2-*",
 	"sshd", "sshd-session", "sshd-auth",
 	"dbus-daemon", "dbus-broker", "dbus-broker-launch",
+	"lxc-start", "lxc-monitord", "lxcfs", "lxd", "incusd", "incus-agent",
+	"libvirtd", "libvirt_lxc", "virtqemud", "virtlxcd", "virtlogd", "virtlockd", "cri-dockerd",
 }
 
 var userWritable = []string{
@@ -291,12 +317,4 @@ func infrastructure(exe string) bool {
 		prefix, open := strings.CutSuffix(pattern, "*")
 		return name == prefix || open && strings.HasPrefix(name, prefix)
 	})
-}
-
-// Pressure says whether a limit on tasks is so nearly reached that zombies held
-// by one parent are the reason: tasks at or over fraction of limit, and zombies
-// at least a tenth of limit. A fraction or limit of 0 is no pressure.
-func Pressure(fraction float64, tasks, limit, zombies int) bool {
-	return fraction > 0 && limit > 0 &&
-		float64(tasks) >= fraction*float64(limit) && zombies*10 >= limit
 }

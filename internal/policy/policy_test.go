@@ -15,13 +15,16 @@ const (
 	hostUser = 300
 )
 
-var host = Host{PIDNS: hostPID, MntNS: hostMnt, UserNS: hostUser, Kin: []task.ID{{PID: 50, Start: 5}}}
+var host = Host{PIDNS: hostPID, MntNS: hostMnt, UserNS: hostUser, Ancestors: []task.ID{{PID: 50, Start: 5}}}
 
 // proc is an ordinary process in a container, changed by f.
 func proc(f func(*task.Process)) *task.Process {
 	p := &task.Process{
-		ID: task.ID{PID: 1000, Start: 10}, Comm: "app", Exe: "/app", State: 'S', UID: 1000, Threads: 1,
-		PIDNS: 101, MntNS: 201, UserNS: hostUser, NSPID: []int{1000, 1}, Cgroup: "/docker/abc",
+		ID: task.ID{PID: 1000, Start: 10}, Exe: "/app", Cgroup: "/docker/abc",
+		Facts: task.Facts{
+			Comm: "app", State: 'S', UID: 1000, Threads: 1,
+			PIDNS: 101, MntNS: 201, UserNS: hostUser, NSPID: []int{1000, 1},
+		},
 		Container: &task.Container{Runtime: "docker", ID: "abc", Namespace: "shop", Pod: "web-1", Name: "web", Image: "reg/web:1"},
 	}
 	if f != nil {
@@ -82,16 +85,25 @@ func TestDecide(t *testing.T) {
 		{"a user's program on Fedora's image", config.ScopeAll, onHost("/var/home/eve/kubelet"), Target, ""},
 		{"a program where anybody may lock", config.ScopeAll, onHost("/run/lock/kubelet"), Target, ""},
 		{"a program in anybody's memory", config.ScopeAll, onHost("/dev/shm/kubelet"), Target, ""},
+		{"LXC's monitor", config.ScopeAll, onHost("/usr/bin/lxc-start"), Spared, Protected},
+		{"LXD", config.ScopeAll, onHost("/snap/lxd/current/bin/lxd"), Spared, Protected},
+		{"Incus", config.ScopeAll, onHost("/opt/incus/bin/incusd"), Spared, Protected},
+		{"libvirt", config.ScopeAll, onHost("/usr/sbin/libvirtd"), Spared, Protected},
+		{"libvirt's LXC driver", config.ScopeAll, onHost("/usr/lib/libvirt/libvirt_lxc"), Spared, Protected},
+		{"cri-dockerd", config.ScopeAll, onHost("/usr/local/bin/cri-dockerd"), Spared, Protected},
+		{"lxc-start in a container", "", func(p *task.Process) { p.Exe = "/usr/bin/lxc-start" }, Target, ""},
 		{"configured", config.ScopeAll, onHost("/opt/agent/bin/agentd"), Spared, Protected},
 		{"configured path inside a container", "", func(p *task.Process) { p.Exe = "/opt/agent/bin/agentd" }, Target, ""},
 		{"host process whose executable cannot be read", config.ScopeAll, onHost(""), Spared, Protected},
 
-		{"traced", "", func(p *task.Process) { p.Tracer = 9 }, Spared, Traced},
+		{"traced", "", func(p *task.Process) { p.Tracer.PID = 9 }, Spared, Traced},
 		{"stopped", "", func(p *task.Process) { p.State = 'T' }, Spared, Stopped},
 		{"frozen", "", func(p *task.Process) { p.Frozen = true }, Spared, Frozen},
 		{"dying in its pid namespace", "", func(p *task.Process) { p.Exiting = true }, Spared, Dying},
 		{"dead leader", "", func(p *task.Process) { p.State = 'Z' }, Spared, Dying},
 		{"vfork", "", func(p *task.Process) { p.State = 'D' }, Spared, Uninterruptible},
+		{"waits for one child", "", func(p *task.Process) { p.Waits.PID = 9 }, Spared, Waiting},
+		{"maybe traced", "", func(p *task.Process) { p.TracerUnknown = true }, Spared, Traced},
 		{"observed by rule", "", func(p *task.Process) { p.Container.Namespace = "keep-1" }, Spared, ByRule},
 	}
 	for _, tt := range tests {
@@ -107,7 +119,7 @@ func TestDecide(t *testing.T) {
 				t.Fatal(err)
 			}
 			pr := proc(tt.proc)
-			verdict, reason := p.Decide(pr, p.RuleFor(pr, false))
+			verdict, reason := p.Decide(pr, p.RuleFor(pr, false), Circumstances{})
 			if verdict != tt.want || reason != tt.reason {
 				t.Errorf("got %s %q, want %s %q", verdict, reason, tt.want, tt.reason)
 			}
@@ -127,12 +139,18 @@ func TestUnknownHostMountNamespaceProtects(t *testing.T) {
 	}
 }
 
+// ruled is a rule that inherits the other defaults.
+func ruled(r tracker.Rule, name string, action config.Action) Rule {
+	c := config.Default()
+	return Rule{Rule: r, Name: name, Action: action, TermTimeout: c.TermTimeout, Reap: c.Reap}
+}
+
 func TestRuleFor(t *testing.T) {
-	uid, yes := uint32(1000), true
+	uid, yes, zero := uint32(1000), true, time.Duration(0)
 	c := config.Default()
 	c.Rules = []config.Rule{
 		{Name: "exe", Match: config.Match{Exe: "/opt/*/bin/*"}, Threshold: 7},
-		{Name: "all fields", Match: config.Match{Namespace: "shop", Pod: "web-*", Image: "reg/*", UID: &uid, ContainerInit: &yes, Scope: config.ScopeContainers}, Grace: 5 * time.Second},
+		{Name: "all fields", Match: config.Match{Namespace: "shop", Pod: "web-*", Image: "reg/*", UID: &uid, ContainerInit: &yes, Scope: config.ScopeContainers}, Grace: 5 * time.Second, TermTimeout: &zero, Reap: config.ReapAll},
 		{Name: "by id", Match: config.Match{Container: "abc"}, Action: config.ActionObserve},
 	}
 	p, err := New(c, host)
@@ -145,14 +163,16 @@ func TestRuleFor(t *testing.T) {
 		proc func(*task.Process)
 		want Rule
 	}{
-		{"none", onHost("/usr/bin/app"), Rule{base, "", config.ActionKill, false}},
-		{"first wins, the rest is inherited", func(p *task.Process) { p.Exe = "/opt/x/bin/y" }, Rule{tracker.Rule{Threshold: 7, Grace: time.Minute}, "exe", config.ActionKill, false}},
-		{"every field must match", nil, Rule{tracker.Rule{Threshold: 50, Grace: 5 * time.Second}, "all fields", config.ActionKill, false}},
-		{"one field does not", func(p *task.Process) { p.UID = 1 }, Rule{base, "by id", config.ActionObserve, false}},
-		{"a name that it does not have matches nothing", func(p *task.Process) { p.Container.Namespace, p.Container.ID = "", "x" }, Rule{base, "", config.ActionKill, false}},
+		{"none", onHost("/usr/bin/app"), ruled(base, "", config.ActionKill)},
+		{"first wins, the rest is inherited", func(p *task.Process) { p.Exe = "/opt/x/bin/y" }, ruled(tracker.Rule{Threshold: 7, Grace: time.Minute}, "exe", config.ActionKill)},
+		{"every field must match", nil, Rule{
+			Rule: tracker.Rule{Threshold: 50, Grace: 5 * time.Second}, Name: "all fields", Action: config.ActionKill, Reap: config.ReapAll,
+		}},
+		{"one field does not", func(p *task.Process) { p.UID = 1 }, ruled(base, "by id", config.ActionObserve)},
+		{"a name that it does not have matches nothing", func(p *task.Process) { p.Container.Namespace, p.Container.ID = "", "x" }, ruled(base, "", config.ActionKill)},
 		{"comm and command line do not count", func(p *task.Process) {
 			p.Comm, p.Cmdline, p.UID, p.Container = "/opt/x/bin/y", []string{"/opt/x/bin/y"}, 1, nil
-		}, Rule{base, "", config.ActionKill, false}},
+		}, ruled(base, "", config.ActionKill)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -212,7 +232,8 @@ func TestRuleForUnknownNames(t *testing.T) {
 	}
 	outsidePods := with(nameless, func(p *task.Process) { p.Container.PodUID = "" })
 	base := tracker.Rule{Threshold: c.Threshold, Grace: c.Grace}
-	kill, sure, unsure := Rule{base, "", config.ActionKill, false}, Rule{base, "r", config.ActionObserve, false}, Rule{base, "r", config.ActionObserve, true}
+	kill, sure, unsure := ruled(base, "", config.ActionKill), ruled(base, "r", config.ActionObserve), ruled(base, "r", config.ActionObserve)
+	unsure.Unsure = true
 	observe := func(m config.Match) []config.Rule {
 		return []config.Rule{{Name: "r", Match: m, Action: config.ActionObserve}}
 	}
@@ -236,10 +257,10 @@ func TestRuleForUnknownNames(t *testing.T) {
 		{"nor does it match a kill", []config.Rule{{Name: "r", Match: config.Match{Container: "abc"}, Threshold: 2}}, func(p *task.Process) { p.Delegated = true }, kill},
 		{"kill does not match", []config.Rule{{Name: "r", Match: config.Match{Namespace: "shop"}, Threshold: 2, Grace: time.Second}}, nameless, kill},
 		{"but its patience counts", []config.Rule{{Name: "r", Match: config.Match{Namespace: "shop"}, Threshold: 500, Grace: time.Second}}, nameless,
-			Rule{tracker.Rule{Threshold: 500, Grace: base.Grace}, "", config.ActionKill, false}},
+			ruled(tracker.Rule{Threshold: 500, Grace: base.Grace}, "", config.ActionKill)},
 		{"a later observe still matches", append([]config.Rule{{Name: "k", Match: config.Match{Namespace: "shop"}}}, observe(config.Match{Pod: "x"})...), nameless, unsure},
 		{"an earlier match is enough", append([]config.Rule{{Name: "k", Match: config.Match{Exe: "/app"}}}, observe(config.Match{Pod: "x"})...), nameless,
-			Rule{base, "k", config.ActionKill, false}},
+			ruled(base, "k", config.ActionKill)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -264,6 +285,37 @@ func TestRuleForUnknownNames(t *testing.T) {
 	}
 }
 
+// While no limit is near any doubt spares; when pids run out a SIGKILL works on what is
+// stopped, traced or waiting.
+func TestDeferredUnderPressure(t *testing.T) {
+	for name, tt := range map[string]struct {
+		proc                 func(*task.Process)
+		c                    Circumstances
+		none, workload, node Reason
+	}{
+		"nothing":             {nil, Circumstances{}, "", "", ""},
+		"dying":               {func(p *task.Process) { p.Exiting = true }, Circumstances{}, Dying, Dying, Dying},
+		"traced from within":  {func(p *task.Process) { p.Tracer.PID = 9 }, Circumstances{}, Traced, "", ""},
+		"traced from outside": {func(p *task.Process) { p.Tracer.PID = 9 }, Circumstances{Outside: true}, Traced, Traced, ""},
+		"stopped by a tracer": {func(p *task.Process) { p.State = 't' }, Circumstances{}, Traced, "", ""},
+		"stopped":             {func(p *task.Process) { p.State = 'T' }, Circumstances{}, Stopped, "", ""},
+		"frozen":              {func(p *task.Process) { p.Frozen = true }, Circumstances{}, Frozen, "", ""},
+		"vfork":               {func(p *task.Process) { p.State = 'D' }, Circumstances{}, Uninterruptible, "", ""},
+		"waits for a child":   {func(p *task.Process) { p.Waits.PID = 9 }, Circumstances{}, Waiting, "", ""},
+		"foreign":             {nil, Circumstances{Foreign: true}, Foreign, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := proc(tt.proc)
+			for pressure, want := range map[Pressure]Reason{NoPressure: tt.none, WorkloadPressure: tt.workload, NodePressure: tt.node} {
+				tt.c.Pressure = pressure
+				if got := Deferred(&p.Facts, tt.c); got != want {
+					t.Errorf("pressure %q: got %q, want %q", pressure, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestPressure(t *testing.T) {
 	tests := []struct {
 		fraction              float64
@@ -277,8 +329,8 @@ func TestPressure(t *testing.T) {
 		{0.85, 100, 0, 100, false},
 	}
 	for _, tt := range tests {
-		if got := Pressure(tt.fraction, tt.tasks, tt.limit, tt.zombies); got != tt.want {
-			t.Errorf("Pressure(%v, %d, %d, %d) is %v", tt.fraction, tt.tasks, tt.limit, tt.zombies, got)
+		if got := Pressed(tt.fraction, tt.tasks, tt.limit, tt.zombies); got != tt.want {
+			t.Errorf("Pressed(%v, %d, %d, %d) is %v", tt.fraction, tt.tasks, tt.limit, tt.zombies, got)
 		}
 	}
 }

@@ -14,6 +14,8 @@ const (
 	Frozen          Reason = "frozen"
 	Dying           Reason = "dying"
 	Uninterruptible Reason = "uninterruptible"
+	Waiting         Reason = "waiting"
+	Foreign         Reason = "foreign"
 	IdentityChanged Reason = "identity_changed"
 	Recovered       Reason = "recovered"
 	RateLimited     Reason = "rate_limited"

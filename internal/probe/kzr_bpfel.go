@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kzrCgroups struct {
+	_    structs.HostLayout
+	Set  uint64
+	Id   uint64
+	Pids uint64
+}
+
 type kzrCounters struct {
 	_     structs.HostLayout
 	Exits uint64
@@ -21,10 +28,67 @@ type kzrCounters struct {
 	Lost  uint64
 }
 
+type kzrFacts struct {
+	_             structs.HostLayout
+	Kind          uint16
+	Limits        uint16
+	Pid           uint32
+	Start         uint64
+	Ppid          uint32
+	Uid           uint32
+	Flags         uint32
+	State         uint32
+	ExitState     uint32
+	Threads       uint32
+	Bits          uint32
+	Tracer        uint32
+	TracerStart   uint64
+	WaitsStart    uint64
+	Waits         uint32
+	Level         uint32
+	Nspid         [8]uint32
+	Innermost     uint32
+	PidNs         uint32
+	MntNs         uint32
+	UserNs        uint32
+	Caught        uint64
+	Ignored       uint64
+	Blocked       uint64
+	Cgroups       kzrCgroups
+	TracerCgroups kzrCgroups
+	Comm          [16]uint8
+	Limit         [32]kzrLimit
+}
+
 type kzrHint struct {
 	_       structs.HostLayout
 	Parent  uint32
 	Zombies uint32
+}
+
+type kzrLimit struct {
+	_       structs.HostLayout
+	Id      uint64
+	Limit   uint32
+	Current uint32
+}
+
+type kzrLook struct {
+	_         structs.HostLayout
+	Status    uint32
+	Found     uint32
+	Tgid      uint32
+	List      uint32
+	Start     uint64
+	Leader    uint64
+	Signal    uint64
+	Thread    uint64
+	Node      uint64
+	Last      uint64
+	LastStart uint64
+	LastPid   uint32
+	ThreadPid uint32
+	Zombies   [4096]kzrZombie
 }
 
 type kzrParent struct {
@@ -37,22 +101,29 @@ type kzrParent struct {
 	Pad     uint32
 }
 
-type kzrRecord struct {
-	_           structs.HostLayout
-	Pid         uint32
-	Parent      uint32
-	Start       uint64
-	ParentStart uint64
-	Exited      uint64
-	Tracer      uint32
-	Kind        uint32
+type kzrRequest struct {
+	_     structs.HostLayout
+	Tgid  uint64
+	More  uint64
+	Facts uint64
 }
 
 type kzrStamp struct {
-	_      structs.HostLayout
-	Start  uint32
-	Parent uint32
-	Exited uint64
+	_       structs.HostLayout
+	Start   uint32
+	Parent  uint32
+	Written uint64
+}
+
+type kzrStance struct {
+	_       structs.HostLayout
+	Start   uint64
+	Call    uint64
+	Args    [6]uint64
+	Pending uint64
+	Bits    uint32
+	Cs      uint16
+	Seccomp uint16
 }
 
 type kzrWalk struct {
@@ -61,27 +132,64 @@ type kzrWalk struct {
 	Thread  uint64
 	Node    uint64
 	Threads uint64
+	Now     uint64
 	Zombies uint32
 	Steps   uint32
+}
+
+type kzrWork struct {
+	_       structs.HostLayout
+	Signal  uint64
+	Live    uint64
+	Tracer  uint64
+	Awaited uint64
+	Actions [256]uint64
+}
+
+type kzrZombie struct {
+	_           structs.HostLayout
+	Kind        uint16
+	Flags       uint16
+	Pid         uint32
+	Parent      uint32
+	Tracer      uint32
+	Start       uint64
+	ParentStart uint64
+	TracerStart uint64
+	Exited      uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kzrMapCounts       = "counts"
-	kzrMapHints        = "hints"
-	kzrMapParents      = "parents"
-	kzrMapStamps       = "stamps"
-	kzrMapWalks        = "walks"
-	kzrProgListNothing = "list_nothing"
-	kzrProgListZombies = "list_zombies"
-	kzrProgOnExit      = "on_exit"
-	kzrProgOnExitEmpty = "on_exit_empty"
-	kzrVarLevel        = "level"
-	kzrVarOnlyParent   = "only_parent"
-	kzrVarUnusedHint   = "unused_hint"
-	kzrVarUnusedRecord = "unused_record"
+	kzrMapCounts        = "counts"
+	kzrMapFactsOf       = "facts_of"
+	kzrMapHints         = "hints"
+	kzrMapLooks         = "looks"
+	kzrMapParents       = "parents"
+	kzrMapSeen          = "seen"
+	kzrMapStamps        = "stamps"
+	kzrMapWalks         = "walks"
+	kzrMapWorkOf        = "work_of"
+	kzrProgListNothing  = "list_nothing"
+	kzrProgListZombies  = "list_zombies"
+	kzrProgLookAt       = "look_at"
+	kzrProgOnExit       = "on_exit"
+	kzrProgOnExitEmpty  = "on_exit_empty"
+	kzrProgTakeStance   = "take_stance"
+	kzrVarAttached      = "attached"
+	kzrVarEpoch         = "epoch"
+	kzrVarLevel         = "level"
+	kzrVarStanceOf      = "stance_of"
+	kzrVarUnusedCgroups = "unused_cgroups"
+	kzrVarUnusedFacts   = "unused_facts"
+	kzrVarUnusedHint    = "unused_hint"
+	kzrVarUnusedLimit   = "unused_limit"
+	kzrVarUnusedLook    = "unused_look"
+	kzrVarUnusedRequest = "unused_request"
+	kzrVarUnusedStance  = "unused_stance"
+	kzrVarUnusedZombie  = "unused_zombie"
 )
 
 // loadKzr returns the embedded CollectionSpec for kzr.
@@ -128,8 +236,10 @@ type kzrSpecs struct {
 type kzrProgramSpecs struct {
 	ListNothing *ebpf.ProgramSpec `ebpf:"list_nothing"`
 	ListZombies *ebpf.ProgramSpec `ebpf:"list_zombies"`
+	LookAt      *ebpf.ProgramSpec `ebpf:"look_at"`
 	OnExit      *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.ProgramSpec `ebpf:"on_exit_empty"`
+	TakeStance  *ebpf.ProgramSpec `ebpf:"take_stance"`
 }
 
 // kzrMapSpecs contains maps before they are loaded into the kernel.
@@ -137,20 +247,32 @@ type kzrProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kzrMapSpecs struct {
 	Counts  *ebpf.MapSpec `ebpf:"counts"`
+	FactsOf *ebpf.MapSpec `ebpf:"facts_of"`
 	Hints   *ebpf.MapSpec `ebpf:"hints"`
+	Looks   *ebpf.MapSpec `ebpf:"looks"`
 	Parents *ebpf.MapSpec `ebpf:"parents"`
+	Seen    *ebpf.MapSpec `ebpf:"seen"`
 	Stamps  *ebpf.MapSpec `ebpf:"stamps"`
 	Walks   *ebpf.MapSpec `ebpf:"walks"`
+	WorkOf  *ebpf.MapSpec `ebpf:"work_of"`
 }
 
 // kzrVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kzrVariableSpecs struct {
-	Level        *ebpf.VariableSpec `ebpf:"level"`
-	OnlyParent   *ebpf.VariableSpec `ebpf:"only_parent"`
-	UnusedHint   *ebpf.VariableSpec `ebpf:"unused_hint"`
-	UnusedRecord *ebpf.VariableSpec `ebpf:"unused_record"`
+	Attached      *ebpf.VariableSpec `ebpf:"attached"`
+	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
+	Level         *ebpf.VariableSpec `ebpf:"level"`
+	StanceOf      *ebpf.VariableSpec `ebpf:"stance_of"`
+	UnusedCgroups *ebpf.VariableSpec `ebpf:"unused_cgroups"`
+	UnusedFacts   *ebpf.VariableSpec `ebpf:"unused_facts"`
+	UnusedHint    *ebpf.VariableSpec `ebpf:"unused_hint"`
+	UnusedLimit   *ebpf.VariableSpec `ebpf:"unused_limit"`
+	UnusedLook    *ebpf.VariableSpec `ebpf:"unused_look"`
+	UnusedRequest *ebpf.VariableSpec `ebpf:"unused_request"`
+	UnusedStance  *ebpf.VariableSpec `ebpf:"unused_stance"`
+	UnusedZombie  *ebpf.VariableSpec `ebpf:"unused_zombie"`
 }
 
 // kzrObjects contains all objects after they have been loaded into the kernel.
@@ -174,19 +296,27 @@ func (o *kzrObjects) Close() error {
 // It can be passed to loadKzrObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kzrMaps struct {
 	Counts  *ebpf.Map `ebpf:"counts"`
+	FactsOf *ebpf.Map `ebpf:"facts_of"`
 	Hints   *ebpf.Map `ebpf:"hints"`
+	Looks   *ebpf.Map `ebpf:"looks"`
 	Parents *ebpf.Map `ebpf:"parents"`
+	Seen    *ebpf.Map `ebpf:"seen"`
 	Stamps  *ebpf.Map `ebpf:"stamps"`
 	Walks   *ebpf.Map `ebpf:"walks"`
+	WorkOf  *ebpf.Map `ebpf:"work_of"`
 }
 
 func (m *kzrMaps) Close() error {
 	return _KzrClose(
 		m.Counts,
+		m.FactsOf,
 		m.Hints,
+		m.Looks,
 		m.Parents,
+		m.Seen,
 		m.Stamps,
 		m.Walks,
+		m.WorkOf,
 	)
 }
 
@@ -194,10 +324,18 @@ func (m *kzrMaps) Close() error {
 //
 // It can be passed to loadKzrObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kzrVariables struct {
-	Level        *ebpf.Variable `ebpf:"level"`
-	OnlyParent   *ebpf.Variable `ebpf:"only_parent"`
-	UnusedHint   *ebpf.Variable `ebpf:"unused_hint"`
-	UnusedRecord *ebpf.Variable `ebpf:"unused_record"`
+	Attached      *ebpf.Variable `ebpf:"attached"`
+	Epoch         *ebpf.Variable `ebpf:"epoch"`
+	Level         *ebpf.Variable `ebpf:"level"`
+	StanceOf      *ebpf.Variable `ebpf:"stance_of"`
+	UnusedCgroups *ebpf.Variable `ebpf:"unused_cgroups"`
+	UnusedFacts   *ebpf.Variable `ebpf:"unused_facts"`
+	UnusedHint    *ebpf.Variable `ebpf:"unused_hint"`
+	UnusedLimit   *ebpf.Variable `ebpf:"unused_limit"`
+	UnusedLook    *ebpf.Variable `ebpf:"unused_look"`
+	UnusedRequest *ebpf.Variable `ebpf:"unused_request"`
+	UnusedStance  *ebpf.Variable `ebpf:"unused_stance"`
+	UnusedZombie  *ebpf.Variable `ebpf:"unused_zombie"`
 }
 
 // kzrPrograms contains all programs after they have been loaded into the kernel.
@@ -206,16 +344,20 @@ type kzrVariables struct {
 type kzrPrograms struct {
 	ListNothing *ebpf.Program `ebpf:"list_nothing"`
 	ListZombies *ebpf.Program `ebpf:"list_zombies"`
+	LookAt      *ebpf.Program `ebpf:"look_at"`
 	OnExit      *ebpf.Program `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.Program `ebpf:"on_exit_empty"`
+	TakeStance  *ebpf.Program `ebpf:"take_stance"`
 }
 
 func (p *kzrPrograms) Close() error {
 	return _KzrClose(
 		p.ListNothing,
 		p.ListZombies,
+		p.LookAt,
 		p.OnExit,
 		p.OnExitEmpty,
+		p.TakeStance,
 	)
 }
 

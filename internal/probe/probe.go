@@ -4,11 +4,9 @@
 package probe
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"time"
@@ -48,6 +46,9 @@ type Options struct {
 	// Offsets are what the time namespace adds to the clocks: /proc and
 	// [task.Now] have it added, the kernel side has not.
 	Offsets task.Offsets
+	// IterOnly leaves out the exit program, whose maps and verification are most of
+	// what opening costs: there are no hints and no exit times.
+	IterOnly bool
 }
 
 // Counters are running totals of the kernel side.
@@ -59,28 +60,36 @@ type Counters struct {
 }
 
 type objects struct {
-	OnExit      *ebpf.Program  `ebpf:"on_exit"`
 	ListZombies *ebpf.Program  `ebpf:"list_zombies"`
-	Hints       *ebpf.Map      `ebpf:"hints"`
-	Counts      *ebpf.Map      `ebpf:"counts"`
+	Look        *ebpf.Program  `ebpf:"look_at"`
+	FactsOf     *ebpf.Map      `ebpf:"facts_of"`
+	Looks       *ebpf.Map      `ebpf:"looks"`
 	Level       *ebpf.Variable `ebpf:"level"`
-	OnlyParent  *ebpf.Variable `ebpf:"only_parent"`
+	Epoch       *ebpf.Variable `ebpf:"epoch"`
+	Attached    *ebpf.Variable `ebpf:"attached"`
 }
 
-func (o *objects) close() error {
-	return errors.Join(o.OnExit.Close(), o.ListZombies.Close(), o.Hints.Close(), o.Counts.Close())
+// exitObjects are what IterOnly leaves out.
+type exitObjects struct {
+	OnExit *ebpf.Program `ebpf:"on_exit"`
+	Hints  *ebpf.Map     `ebpf:"hints"`
+	Counts *ebpf.Map     `ebpf:"counts"`
 }
 
 // Probe is loaded and attached. Its methods may be called from any goroutine.
 type Probe struct {
 	objs    objects
-	exit    link.Link
-	iter    *link.Iter
+	exits   exitObjects
+	exit    link.Link // nil with IterOnly, as is ring
 	ring    *ringbuf.Reader
+	iter    *link.Iter
+	look    *look
+	stance  *stance
 	offsets task.Offsets
 
-	mu  sync.Mutex // one snapshot at a time: they share only_parent and what follows
-	buf []byte
+	mu    sync.Mutex // one snapshot at a time
+	epoch uint16
+	buf   []byte
 	// many says how many zombies parents with a lot of them had in the last
 	// snapshot. Room for as many is made at once, as a list that grows to half a
 	// million in steps takes three times its memory.
@@ -113,10 +122,22 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
-	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
+	var err error
+	if opts.IterOnly {
+		// What nobody fills need not be there.
+		spec.Maps["stamps"].MaxEntries = 1
+		err = spec.LoadAndAssign(&p.objs, nil)
+	} else {
+		all := struct {
+			*objects
+			*exitObjects
+		}{&p.objs, &p.exits}
+		err = spec.LoadAndAssign(&all, nil)
+	}
+	if err != nil {
 		return nil, refusal(err, memlock)
 	}
-	if err := p.attach(); err != nil {
+	if err := p.attach(opts.IterOnly); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -143,15 +164,25 @@ func capable(c int) bool {
 	return has && err == nil
 }
 
-func (p *Probe) attach() (err error) {
-	if p.ring, err = ringbuf.NewReader(p.objs.Hints); err != nil {
-		return fmt.Errorf("opening the ring buffer: %w", err)
-	}
+func (p *Probe) attach(iterOnly bool) (err error) {
 	if p.iter, err = link.AttachIter(link.IterOptions{Program: p.objs.ListZombies}); err != nil {
 		return fmt.Errorf("attaching the task iterator: %w", err)
 	}
-	if p.exit, err = link.AttachTracing(link.TracingOptions{Program: p.objs.OnExit}); err != nil {
+	if p.look, err = newLook(&p.objs); err != nil {
+		return err
+	}
+	if iterOnly {
+		return nil
+	}
+	p.stance = newStance()
+	if p.ring, err = ringbuf.NewReader(p.exits.Hints); err != nil {
+		return fmt.Errorf("opening the ring buffer: %w", err)
+	}
+	if p.exit, err = link.AttachTracing(link.TracingOptions{Program: p.exits.OnExit}); err != nil {
 		return fmt.Errorf("attaching to sched_process_exit: %w", err)
+	}
+	if err := p.objs.Attached.Set(uint64(task.SinceBoot() - p.offsets.Boottime)); err != nil {
+		return fmt.Errorf("noting when the exit program was attached: %w", err)
 	}
 	return nil
 }
@@ -169,11 +200,20 @@ func (p *Probe) Close() error {
 	if p.ring != nil {
 		errs = append(errs, p.ring.Close())
 	}
-	return errors.Join(append(errs, p.objs.close())...)
+	if p.stance != nil {
+		errs = append(errs, p.stance.prog.Close())
+	}
+	o, x := &p.objs, &p.exits
+	return errors.Join(append(errs, o.ListZombies.Close(), o.Look.Close(), o.FactsOf.Close(), o.Looks.Close(),
+		x.OnExit.Close(), x.Hints.Close(), x.Counts.Close())...)
 }
 
 // StopHints ends [Probe.Hints]; the probe still takes snapshots.
-func (p *Probe) StopHints() { _ = p.ring.Close() }
+func (p *Probe) StopHints() {
+	if p.ring != nil {
+		_ = p.ring.Close()
+	}
+}
 
 // SetLevel changes the number of zombies from which on a parent is hinted at.
 func (p *Probe) SetLevel(n int) error {
@@ -186,6 +226,9 @@ func (p *Probe) SetLevel(n int) error {
 // Attached fails if the exit program is attached no more, so that no hint comes and
 // no exit is stamped. It costs one system call.
 func (p *Probe) Attached() error {
+	if p.exit == nil {
+		return errors.New("the program at sched_process_exit was not attached")
+	}
 	if _, err := p.exit.Info(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
 		return fmt.Errorf("the program at sched_process_exit is attached no more: %w", err)
 	}
@@ -199,6 +242,9 @@ const drainEvery = 20 * time.Millisecond
 // Hints calls f for each hint until the probe is closed. A hint with Lost set
 // follows whenever the ring overflowed.
 func (p *Probe) Hints(f func(task.Hint)) error {
+	if p.ring == nil {
+		return nil
+	}
 	var rec ringbuf.Record
 	var lost uint64
 	for {
@@ -234,7 +280,10 @@ func (p *Probe) Hints(f func(task.Hint)) error {
 // Counters sums the kernel side's totals over all CPUs.
 func (p *Probe) Counters() (Counters, error) {
 	var per []kzrCounters
-	if err := p.objs.Counts.Lookup(uint32(0), &per); err != nil {
+	if p.exits.Counts == nil {
+		return Counters{}, nil
+	}
+	if err := p.exits.Counts.Lookup(uint32(0), &per); err != nil {
 		return Counters{}, fmt.Errorf("reading the eBPF counters: %w", err)
 	}
 	var c Counters
@@ -245,140 +294,6 @@ func (p *Probe) Counters() (Counters, error) {
 		c.Lost += x.Lost
 	}
 	return c, nil
-}
-
-// Snapshot lists every zombie of the node. It costs about a microsecond for
-// each, and a tenth of one for each other task.
-func (p *Probe) Snapshot(ctx context.Context) (*task.Snapshot, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.snapshot(ctx, 0)
-}
-
-// SnapshotOf lists the zombies of one thread group. Its Tasks is 0.
-func (p *Probe) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s, err := p.snapshot(ctx, id.PID)
-	if err != nil {
-		return nil, err
-	}
-	s.Tasks = 0
-	// A reused pid is another parent.
-	for other := range s.Parents {
-		if other != id {
-			delete(s.Parents, other)
-		}
-	}
-	return s, nil
-}
-
-const recordSize = 40
-
-func (p *Probe) snapshot(ctx context.Context, only int) (*task.Snapshot, error) {
-	if err := p.objs.OnlyParent.Set(uint32(only)); err != nil {
-		return nil, fmt.Errorf("setting the iterator's filter: %w", err)
-	}
-	r, err := p.iter.Open()
-	if err != nil {
-		return nil, fmt.Errorf("opening the task iterator: %w", err)
-	}
-	defer r.Close()
-
-	s := &task.Snapshot{Source: task.SourceBPF, Began: task.Now(), Parents: map[task.ID]*task.Children{}}
-	var cur *task.Children // zombies of one parent tend to be neighbours
-	fill := 0
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		n, err := r.Read(p.buf[fill:])
-		fill += n
-		whole := fill - fill%recordSize
-		for b := p.buf[:whole]; len(b) > 0; b = b[recordSize:] {
-			rec := decode(b)
-			if rec.Kind == kindEnd {
-				s.Ended, s.Tasks = task.Now(), int(rec.Exited)
-				p.remember(s, only != 0)
-				return s, nil
-			}
-			parent := task.ID{PID: int(rec.Parent), Start: p.ticks(rec.ParentStart)}
-			if cur == nil || cur.Parent != parent {
-				if cur = s.Parents[parent]; cur == nil {
-					cur = &task.Children{Parent: parent}
-					if n := p.many[parent]; n > 0 {
-						cur.Reapable = make([]task.Zombie, 0, n+n/8)
-					}
-					s.Parents[parent] = cur
-				}
-			}
-			p.add(cur, rec)
-		}
-		fill = copy(p.buf, p.buf[whole:fill])
-		if errors.Is(err, io.EOF) {
-			return nil, ErrTruncated
-		}
-		// A million tasks in a row without a zombie to tell of (MAX_ITER_OBJECTS in
-		// kernel/bpf/bpf_iter.c): the next read goes on from there.
-		if err != nil && !errors.Is(err, unix.EAGAIN) {
-			return nil, fmt.Errorf("reading the task iterator: %w", err)
-		}
-	}
-}
-
-// remember notes how much room the next snapshot will need.
-func (p *Probe) remember(s *task.Snapshot, one bool) {
-	const lot = 4096
-	if !one {
-		clear(p.many)
-	}
-	for id, c := range s.Parents {
-		if n := len(c.Reapable); n >= lot {
-			p.many[id] = n
-		}
-	}
-}
-
-// Kinds of records, as in kzr.bpf.c.
-const (
-	_ = iota // reapable
-	kindTraced
-	kindLeader
-	kindEnd
-)
-
-func decode(b []byte) kzrRecord {
-	le := binary.LittleEndian
-	return kzrRecord{
-		Pid:         le.Uint32(b),
-		Parent:      le.Uint32(b[4:]),
-		Start:       le.Uint64(b[8:]),
-		ParentStart: le.Uint64(b[16:]),
-		Exited:      le.Uint64(b[24:]),
-		Tracer:      le.Uint32(b[32:]),
-		Kind:        le.Uint32(b[36:]),
-	}
-}
-
-func (p *Probe) add(c *task.Children, rec kzrRecord) {
-	switch rec.Kind {
-	case kindTraced:
-		c.Traced++
-		c.Tracer = task.ID{PID: int(rec.Tracer)}
-	case kindLeader:
-		c.Leaders++
-	default:
-		var since time.Duration
-		if rec.Exited != 0 {
-			since = time.Duration(rec.Exited) + p.offsets.Monotonic
-		}
-		c.Reapable = append(c.Reapable, task.NewZombie(int(rec.Pid), p.ticks(rec.Start), since, 0))
-	}
-}
-
-// ticks turns the kernel's nanoseconds into what /proc shows for them.
-func (p *Probe) ticks(ns uint64) uint64 {
-	return (ns + uint64(p.offsets.Boottime)) / uint64(time.Second/task.TicksPerSecond)
 }
 
 func pidNamespace() (uint64, error) {

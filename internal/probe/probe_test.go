@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -205,8 +206,8 @@ func TestSnapshotIsExact(t *testing.T) {
 				t.Errorf("got %d, %d traced, %d leaders; want %d, %d, %d",
 					len(c.Reapable), c.Traced, c.Leaders, tt.reapable, tt.traced, tt.leaders)
 			}
-			if tt.traced > 0 && c.Tracer != z.Named("tracer").PID {
-				t.Errorf("the tracer is %d, want %d", c.Tracer, z.Named("tracer").PID)
+			if tt.traced > 0 && c.Tracer != identity(t, z.Named("tracer").PID) {
+				t.Errorf("the tracer is %v, want %d", c.Tracer, z.Named("tracer").PID)
 			}
 			for _, zombie := range c.Reapable {
 				if want := identity(t, zombie.PID()).Start; zombie.Start() != want {
@@ -233,33 +234,33 @@ func TestExitTimes(t *testing.T) {
 	to := task.Now()
 	s := snapshot(t, p)
 	for _, zombie := range s.Parents[identity(t, z.PID)].Reapable {
-		if zombie.Since < from || zombie.Since > to {
-			t.Errorf("zombie %d waits since %v, want between %v and %v", zombie.PID(), zombie.Since, from, to)
+		if zombie.Since() < from || zombie.Since() > to+time.Millisecond { // it is in whole ones, rounded up
+			t.Errorf("zombie %d waits since %v, want between %v and %v", zombie.PID(), zombie.Since(), from, to)
 		}
 	}
 	for _, zombie := range s.Parents[identity(t, old.PID)].Reapable {
-		if zombie.Since != 0 {
-			t.Errorf("zombie %d is older than the probe, but waits since %v", zombie.PID(), zombie.Since)
+		if zombie.Since() != 0 {
+			t.Errorf("zombie %d is older than the probe, but waits since %v", zombie.PID(), zombie.Since())
 		}
 	}
 }
 
-// What a zombie waited under its first parent does not count for the next one.
-func TestExitTimeIsForgottenWithTheParent(t *testing.T) {
+// What a zombie waited under its first parent does not count for the next one: it is
+// marked as moved, and keeps the moment of its death.
+func TestExitTimeOfAnotherParent(t *testing.T) {
 	p, _ := open(t, 50)
 	z := zoo.Start(t, "subreaper fork { name=middle leak=5 serve } serve")
 	middle := z.Named("middle")
+	kids := zoo.Children(middle.PID)
 	middle.Signal(9)
 	middle.WaitDead(soon)
 	zoo.Within(t, soon, "the zombies to move", func() bool { return z.Zombies() == 6 })
-	known := 0
 	for _, zombie := range snapshot(t, p).Parents[identity(t, z.PID)].Reapable {
-		if zombie.Since != 0 {
-			known++
+		moved := slices.Contains(kids, zombie.PID())
+		if zombie.Has(task.Moved) != moved || zombie.Has(task.Adopted) != moved || zombie.Since() == 0 {
+			t.Errorf("zombie %d, moved: %v, waits since %v; flags: moved %v, adopted %v", zombie.PID(), moved, zombie.Since(),
+				zombie.Has(task.Moved), zombie.Has(task.Adopted))
 		}
-	}
-	if known != 1 { // middle itself
-		t.Errorf("%d of 6 exit times are known, want the middle parent's only", known)
 	}
 }
 

@@ -3,6 +3,7 @@ package procscan
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"path"
 	"slices"
 	"strconv"
@@ -138,15 +139,36 @@ func (m *mount) read(cgroup, file string) (string, error) {
 // in every hierarchy that a kernel can have.
 const cgroupMax = 17 * 4096
 
-// readCgroups fills in what a process's cgroups say.
-func (s *Scanner) readCgroups(p *task.Process, l *look) error {
-	file, err := readAll(l.dir, "cgroup", cgroupMax)
-	if err := l.check("cgroup", err); err != nil {
-		return err
+// key identifies the cgroups of a process with this cgroup file.
+func (h *hierarchies) key(file []byte) task.CgroupKey {
+	if len(file) == 0 {
+		return task.CgroupKey{}
 	}
-	p.Cgroup, p.PidsCgroup = container.Pick(file)
-	p.Frozen, err = s.cgroups.frozen(file)
-	return l.check("the freezer of its cgroup", err)
+	set := fnv.New64a()
+	_, _ = set.Write(file) // it cannot fail
+	_, pids := container.Pick(file)
+	unified, _ := valueOf(file, "0::")
+	key := task.CgroupKey{
+		Set: set.Sum64(),
+		ID:  h.unified.inode(string(unified)),
+	}
+	if key.Pids = key.ID; h.pids.ok {
+		key.Pids = h.pids.inode(pids)
+	}
+	return key
+}
+
+// inode is that of a cgroup's directory, 0 if the mount does not show it.
+func (m *mount) inode(cgroup string) uint64 {
+	chain := m.chain(cgroup)
+	if len(chain) == 0 {
+		return 0
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(m.dir, chain[0], &st, 0); err != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // frozen says whether a process with this cgroup file is frozen, or is about to
@@ -203,37 +225,36 @@ func (m *mount) frozenV1(cgroup string) (bool, error) {
 	return false, nil
 }
 
-// PidsLimit is what a pids cgroup may hold and holds.
-type PidsLimit struct {
-	Current int // tasks charged to it, zombies included
-	Limit   int
-}
-
 // PidsLimits returns the limits of a task.Process's PidsCgroup, its own and its
 // ancestors', those that have one and that kzr can see.
-func (s *Scanner) PidsLimits(cgroup string) []PidsLimit {
-	m := &s.cgroups.pids
-	if !m.ok {
-		m = &s.cgroups.unified
-	}
-	var limits []PidsLimit
-	err := s.frugally(func() error {
-		limits = nil
-		for _, c := range m.chain(cgroup) {
-			n, hi, err := m.pidsLimit(c)
-			if err != nil {
-				return err
-			}
-			if hi >= 0 {
-				limits = append(limits, PidsLimit{n, hi})
-			}
-		}
-		return nil
+func (s *Scanner) PidsLimits(cgroup string) []task.PidsLimit {
+	var limits []task.PidsLimit
+	err := s.frugally(func() (err error) {
+		limits, err = s.pidsLimits(cgroup)
+		return err
 	})
 	if err != nil {
 		return nil
 	}
 	return limits
+}
+
+func (s *Scanner) pidsLimits(cgroup string) ([]task.PidsLimit, error) {
+	m := &s.cgroups.pids
+	if !m.ok {
+		m = &s.cgroups.unified
+	}
+	var limits []task.PidsLimit
+	for _, c := range m.chain(cgroup) {
+		l, err := m.pidsLimit(c)
+		if err != nil {
+			return nil, err
+		}
+		if l.Limit >= 0 {
+			limits = append(limits, l)
+		}
+	}
+	return limits, nil
 }
 
 // PidsLimit returns the one of PidsLimits that is nearest to being reached. It
@@ -251,19 +272,26 @@ func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
 
 // pidsLimit reads one cgroup's own limit, -1 for none: "max", or no such file, as
 // in the root.
-func (m *mount) pidsLimit(cgroup string) (current, limit int, err error) {
+func (m *mount) pidsLimit(cgroup string) (task.PidsLimit, error) {
+	none := task.PidsLimit{Limit: -1}
 	text, err := m.read(cgroup, "pids.max")
 	if err != nil {
-		return 0, 0, err
+		return none, err
 	}
-	if limit, err = strconv.Atoi(text); err != nil {
-		return 0, -1, nil //nolint:nilerr // said above
+	limit, err := strconv.Atoi(text)
+	if err != nil {
+		return none, nil //nolint:nilerr // said above
 	}
 	if text, err = m.read(cgroup, "pids.current"); err != nil {
-		return 0, 0, err
+		return none, err
 	}
-	if current, err = strconv.Atoi(text); err != nil {
-		return 0, -1, nil //nolint:nilerr // removed meanwhile
+	current, err := strconv.Atoi(text)
+	if err != nil {
+		return none, nil //nolint:nilerr // removed meanwhile
 	}
-	return current, limit, nil
+	var st unix.Stat_t
+	if err := unix.Fstatat(m.dir, cgroup, &st, 0); err != nil {
+		return none, nil //nolint:nilerr // removed meanwhile
+	}
+	return task.PidsLimit{ID: st.Ino, Current: current, Limit: limit}, nil
 }

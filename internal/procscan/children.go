@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 
@@ -13,11 +14,13 @@ import (
 
 // SnapshotOf reads the zombies of one parent only. Its snapshot has one entry
 // at most: none if the parent has no zombies, is gone, or is another process by
-// now.
+// now. What it traces is what the last snapshot of the node said, if that still holds.
 //
 // Where the kernel lists the children of a thread (CONFIG_PROC_CHILDREN), the
-// cost is that of the parent's children; else, or if they come and go too fast
-// for that list to be trusted, or are very many, that of a whole walk.
+// cost is that of the parent's children. Of those that are very many, or come and go
+// too fast for that list to be trusted, it looks again at the zombies that the last
+// snapshot of the node found: younger ones may be missing. Only where it found none of
+// them is it a snapshot of the whole node.
 func (s *Scanner) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
 	var snap *task.Snapshot
 	err := s.frugally(func() (err error) {
@@ -28,23 +31,47 @@ func (s *Scanner) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, e
 }
 
 func (s *Scanner) snapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
-	for range 2 {
-		snap, err := s.family(id)
-		if errors.Is(err, errMany) {
-			break
-		}
-		if !errors.Is(err, errUnsure) {
-			return snap, err
-		}
+	snap := &task.Snapshot{Source: task.SourceProc, Began: task.Now(), Parents: make(map[task.ID]*task.Children)}
+	f := &family{pid: uint32(id.PID)}
+	p, err := s.find(ctx, id.PID)
+	if err == nil {
+		defer p.release()
+		err = s.meet(ctx, f, bootTicks())
 	}
-	snap, err := s.snapshot(ctx, uint32(id.PID))
+	switch {
+	case gone(err), err == nil && (f.children == nil || f.start != id.Start):
+		snap.Ended = task.Now()
+		return snap, nil
+	case err != nil:
+		return nil, fmt.Errorf("reading process %d: %w", id.PID, err)
+	}
+	zombies, err := s.zombiesOf(f)
+	if errors.Is(err, errUnsure) {
+		return s.whole(ctx, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the children of process %d: %w", id.PID, err)
+	}
+	if err := s.sort(ctx, f, zombies); err != nil {
+		return nil, err
+	}
+	if !p.gone() && (f.children.Total() > 0 || len(f.children.Held) > 0) {
+		snap.Parents[id] = f.children
+	}
+	snap.Ended = task.Now()
+	return snap, nil
+}
+
+// whole takes a snapshot of the node, and with it the one of a parent.
+func (s *Scanner) whole(ctx context.Context, id task.ID) (*task.Snapshot, error) {
+	snap, err := s.snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for other := range snap.Parents {
-		if other != id {
-			delete(snap.Parents, other)
-		}
+	c := snap.Parents[id]
+	snap.Tasks, snap.Parents = 0, make(map[task.ID]*task.Children)
+	if c != nil {
+		snap.Parents[id] = c
 	}
 	return snap, nil
 }
@@ -61,99 +88,197 @@ var (
 // holds up the forks and exits of the whole node meanwhile.
 const familyMax = 4096
 
-// family takes the snapshot of one parent from the lists of its threads'
-// children.
-//
-// The kernel promises little about such a list (man 5 proc_tid_children): when
-// a child that it already gave out goes away, it may skip others. So it counts
-// as complete only if every child that was given out was still there, of the
-// same parent, after the last list was read. A child also moves to another list
-// when its thread exits, so the threads have to be the same before and after.
-func (s *Scanner) family(id task.ID) (*task.Snapshot, error) {
-	w := newWorker(s.root)
-	p := pass{root: s.root, only: uint32(id.PID), known: s.known.Load()}
-	p.held = make(map[uint32]int)
-	p.began, p.tick = task.Now(), bootTicks()
-	snap := &task.Snapshot{Source: task.SourceProc, Began: p.began, Parents: make(map[task.ID]*task.Children)}
-
-	before, err := w.holder(p.only, p.tick)
-	if err == nil && before.start == id.Start {
-		err = w.children(&p)
-	}
-	after := before
-	if err == nil {
-		after, err = w.holder(p.only, p.tick)
-	}
-	switch {
-	case gone(err), err == nil && after.start != id.Start:
-		snap.Ended = task.Now()
-		return snap, nil
-	case err != nil:
-		return nil, fmt.Errorf("reading the children of process %d: %w", id.PID, err)
-	case (before.state == 'Z') != (after.state == 'Z'):
-		return nil, errUnsure // a leader that exits stays among the threads, but its children move
-	}
-	if len(w.found) > 0 {
-		children := &task.Children{Parent: id}
-		for i := range w.found {
-			add(children, &w.found[i], p.held)
+// zombiesOf finds the zombies of one parent, in the order of their pids.
+func (s *Scanner) zombiesOf(f *family) ([]record, error) {
+	w := s.newWorker()
+	tick := bootTicks()
+	var listed []record
+	var err error
+	for range 2 {
+		listed, err = w.children(f.pid, tick)
+		if !errors.Is(err, errUnsure) {
+			return listed, err
 		}
-		snap.Parents[id] = children
+		if errors.Is(err, errMany) {
+			break
+		}
 	}
-	snap.Ended = task.Now()
-	return snap, nil
+	before := w.known.of(f.pid)
+	if w.known == nil || f.start >= w.known.tick || errors.Is(err, errMany) && len(before) < familyMax/2 {
+		return nil, err
+	}
+	for _, was := range before {
+		r, err := w.look(was.pid())
+		switch {
+		case err == nil && r.id == was.id && r.parent() == f.pid:
+			listed = append(listed, r)
+		case err != nil && !gone(err):
+			return nil, fmt.Errorf("child %d: %w", was.pid(), err)
+		}
+	}
+	slices.SortFunc(listed, func(a, b record) int { return a.compare(b.id) })
+	return slices.CompactFunc(listed, func(a, b record) bool { return a.id == b.id }), nil
 }
 
-// children records the zombies among the children of p.only.
-func (w *worker) children(p *pass) error {
-	dir := strconv.Itoa(int(p.only)) + "/task"
-	threads, err := w.threads(dir)
-	if err != nil {
-		return err
+// of lists the zombies of one parent, but for leaders.
+func (c *census) of(parent uint32) []record {
+	if c == nil {
+		return nil
 	}
-	var pids []uint32
-	for _, tid := range threads {
-		b, err := w.read(fmt.Sprintf("%s/%d/children", dir, tid), 8*familyMax)
-		if gone(err) {
-			return errUnsure // the thread, or the kernel has no such file
+	var list []record
+	for _, run := range c.runs {
+		for _, r := range run {
+			if r.parent() == parent && r.kind() != leader {
+				list = append(list, r)
+			}
 		}
-		if err != nil {
+	}
+	return list
+}
+
+// sort fills in a family's children from its zombies, and what it traces.
+func (s *Scanner) sort(ctx context.Context, f *family, zombies []record) error {
+	runtime.LockOSThread() // so that its CPU time is of one thread
+	defer runtime.UnlockOSThread()
+	w := s.newWorker()
+	q := s.newInquiry()
+	var questions []question
+	for i := range zombies {
+		switch {
+		case zombies[i].kind() != unasked:
+		case s.isFree(zombies[i].id):
+			zombies[i].become(free)
+		default:
+			questions = append(questions, question{&zombies[i], f})
+		}
+	}
+	q.answer(w, questions)
+	if q.err != nil {
+		return q.err
+	}
+	for _, r := range zombies {
+		if r.kind() == leader {
+			var err error
+			if r, err = s.headless(ctx, r); err != nil {
+				return err
+			}
+			if r.parent() != f.pid {
+				continue
+			}
+		}
+		f.add(r)
+		switch r.kind() {
+		case free:
+			s.learn(r.id)
+		case held:
+			tracer := &family{pid: q.held[r.pid()]}
+			f.children.Tracer = task.ID{PID: int(tracer.pid)}
+			if is, err := s.parentOf(ctx, int(tracer.pid)); err == nil {
+				f.children.Tracer.Start = is.start
+			}
+		}
+	}
+	if w.known == nil {
+		return nil
+	}
+	for pid, tracer := range w.known.held {
+		if tracer != f.pid {
+			continue
+		}
+		r, err := w.look(pid)
+		if err != nil || r.kind() == leader || r.parent() == 0 {
+			continue
+		}
+		if k, now, err := w.trace(r); err != nil || k != held || now != f.pid {
+			continue
+		}
+		parent := &family{pid: r.parent()}
+		if err := s.meet(ctx, parent, bootTicks()); err != nil {
 			return err
 		}
-		for f := range bytes.FieldsSeq(b) {
-			pid, err := strconv.ParseUint(string(f), 10, 32)
-			if err != nil {
-				return fmt.Errorf("malformed list of children: %w", err)
-			}
-			pids = append(pids, uint32(pid))
+		if parent.children != nil {
+			f.children.Held = append(f.children.Held, task.HeldZombie{Zombie: parent.zombie(r, task.Held), Of: parent.children.Parent})
 		}
-		if len(pids) > familyMax || len(b) == 8*familyMax {
-			return errMany
-		}
-	}
-	slices.Sort(pids)
-	for _, pid := range pids {
-		st, err := w.look(p, pid)
-		if gone(err) || (err == nil && (st.ppid != p.only || st.start >= p.tick)) {
-			return errUnsure
-		}
-		if err != nil {
-			return fmt.Errorf("child %d: %w", pid, err)
-		}
-	}
-	again, err := w.threads(dir)
-	if err != nil {
-		return err
-	}
-	if !slices.Equal(threads, again) {
-		return errUnsure
 	}
 	return nil
 }
 
-// threads lists the threads below a task directory.
-func (w *worker) threads(dir string) ([]uint32, error) {
-	fd, e := rawOpen(w.root, append([]byte(dir), 0))
+// children reads the zombies among the children of a process.
+//
+// The kernel promises little about its lists of children (man 5 proc_tid_children):
+// when a child that it already gave out goes away, it may skip others. So they count
+// as complete only if every child that was given out was still there after the last
+// list was read. A child also moves to another list when its thread exits, so the
+// threads have to be the same before and after; those of the leader, which stays
+// among the threads, move to lists that are read after its own. With errUnsure it
+// returns what it found all the same.
+func (w *worker) children(parent uint32, tick uint64) ([]record, error) {
+	threads, err := w.listThreads(parent)
+	if err != nil {
+		return nil, err
+	}
+	pids, err := w.listChildren(parent)
+	if err != nil && !errors.Is(err, errUnsure) || errors.Is(err, errMany) {
+		return nil, err
+	}
+	sure := err == nil
+	var found []record
+	for _, pid := range pids {
+		r, err := w.look(pid)
+		switch {
+		case gone(err), err == nil && r != (record{}) && r.kind() != leader && (r.parent() != parent || r.start() >= tick):
+			sure = false
+		case err != nil:
+			return nil, fmt.Errorf("child %d: %w", pid, err)
+		case r != (record{}):
+			found = append(found, r)
+		}
+	}
+	again, err := w.listThreads(parent)
+	if err != nil {
+		return nil, err
+	}
+	if !sure || !slices.Equal(threads, again) {
+		return found, errUnsure
+	}
+	return found, nil
+}
+
+// listChildren lists the children of all threads of a process, by pid. With errUnsure
+// it returns what it found until then.
+func (w *worker) listChildren(parent uint32) ([]uint32, error) {
+	threads, err := w.listThreads(parent)
+	if err != nil {
+		return nil, err
+	}
+	var pids []uint32
+	for _, tid := range threads {
+		b, e := w.read(fmt.Sprintf("%d/task/%d/children", parent, tid), 8*familyMax)
+		if gone(e) {
+			err = errUnsure // the thread, or the kernel has no such file
+			continue
+		}
+		if e != nil {
+			return nil, e
+		}
+		for f := range bytes.FieldsSeq(b) {
+			pid, err := strconv.ParseUint(string(f), 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("malformed list of children: %w", err)
+			}
+			pids = append(pids, uint32(pid))
+		}
+		if len(pids) > familyMax || len(b) == 8*familyMax {
+			return pids, errMany
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), err
+}
+
+// listThreads lists the threads of a process, its leader first.
+func (w *worker) listThreads(pid uint32) ([]uint32, error) {
+	fd, e := w.open(pid, "/task")
 	if e != 0 {
 		return nil, e
 	}

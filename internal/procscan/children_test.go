@@ -34,12 +34,32 @@ func openWithChildren(t testing.TB) *Scanner {
 // settled returns the identity of a process that is old enough for a snapshot.
 func settled(t testing.TB, s *Scanner, pid int) task.ID {
 	t.Helper()
-	p, err := s.Inspect(pid)
+	p, err := s.Inspect(t.Context(), pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	zoo.Within(t, time.Minute, "a tick has passed", func() bool { return bootTicks() > p.Start })
 	return p.ID
+}
+
+// list takes one parent's zombies from the lists of children, and from nothing else.
+func list(t testing.TB, s *Scanner, id task.ID) (*task.Children, error) {
+	t.Helper()
+	f := &family{pid: uint32(id.PID)}
+	if err := s.meet(t.Context(), f, bootTicks()); err != nil || f.children == nil || f.children.Parent != id {
+		t.Fatalf("%v is %+v, %v", id, f, err)
+	}
+	zombies, err := s.newWorker().children(f.pid, bootTicks())
+	if errors.Is(err, errUnsure) {
+		return nil, err
+	}
+	if err == nil {
+		err = s.sort(t.Context(), f, zombies)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.children, nil
 }
 
 func TestBothWaysToOneParentAgree(t *testing.T) {
@@ -56,41 +76,60 @@ func TestBothWaysToOneParentAgree(t *testing.T) {
 		t.Run(script, func(t *testing.T) {
 			z := zoo.Start(t, "%s", script)
 			id := settled(t, s, z.PID)
-			var list *task.Snapshot
+			var got *task.Children
 			zoo.Within(t, time.Minute, "a sure list", func() (ok bool) {
 				var err error
-				if list, err = s.family(id); err != nil && !errors.Is(err, errUnsure) {
-					t.Fatal(err)
-				}
-				return err == nil && (len(list.Parents) > 0) == (want.Total() > 0)
+				got, err = list(t, s, id)
+				return err == nil && (got.Total() > 0) == (want.Total() > 0)
 			})
-			walk, err := s.snapshot(t.Context(), uint32(id.PID))
+			walk, err := s.Snapshot(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !reflect.DeepEqual(list.Parents, walk.Parents) {
-				t.Errorf("by list %+v, by walk %+v", list.Parents, walk.Parents)
-			}
 			if want.Total() == 0 {
+				if walk.Parents[id] != nil {
+					t.Errorf("the walk found %+v", walk.Parents[id])
+				}
 				return
 			}
-			if got := list.Parents[id]; len(got.Reapable) != len(want.Reapable) || got.Traced != want.Traced || got.Leaders != want.Leaders {
+			if !reflect.DeepEqual(got, walk.Parents[id]) {
+				t.Errorf("by list %+v, by walk %+v", got, walk.Parents[id])
+			}
+			if len(got.Reapable) != len(want.Reapable) || got.Traced != want.Traced || got.Leaders != want.Leaders {
 				t.Errorf("%+v, want %+v", got, want)
 			}
 		})
 	}
 }
 
-func TestVeryManyChildrenNeedAWalk(t *testing.T) {
+func TestVeryManyChildrenNeedOneWalk(t *testing.T) {
 	s := openWithChildren(t)
 	z := zoo.Start(t, "leak=%d serve", familyMax+1)
 	id := settled(t, s, z.PID)
-	if _, err := s.family(id); !errors.Is(err, errUnsure) {
+	if _, err := list(t, s, id); !errors.Is(err, errUnsure) {
 		t.Errorf("a list of %d: %v", familyMax+1, err)
 	}
-	snap, err := s.SnapshotOf(t.Context(), id)
-	if err != nil || snap.Zombies() != familyMax+1 {
-		t.Errorf("%d zombies, %v", snap.Zombies(), err)
+	walked := func() *census { return s.known.Load() }
+	count := func(want int) {
+		t.Helper()
+		snap, err := s.SnapshotOf(t.Context(), id)
+		if err != nil || len(snap.Parents) != 1 || len(snap.Parents[id].Reapable) != want {
+			t.Errorf("%d zombies, %v; want %d", snap.Zombies(), err, want)
+		}
+	}
+	count(familyMax + 1)
+	first := walked()
+	if first == nil {
+		t.Fatal("no walk")
+	}
+	// From then on it looks at those again.
+	count(familyMax + 1)
+	z.Do("reap=1")
+	count(familyMax)
+	z.Do("reap=5")
+	count(familyMax - 5)
+	if walked() != first {
+		t.Error("it walked again")
 	}
 }
 
@@ -113,19 +152,12 @@ func TestListWhileItsHeadGoes(t *testing.T) {
 				done = true
 			default:
 			}
-			snap, err := s.family(id)
-			if errors.Is(err, errUnsure) {
+			c, err := list(t, s, id)
+			if err != nil {
 				unsure++
 				continue
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
 			sure++
-			c := snap.Parents[id]
-			if c == nil {
-				t.Fatal("no entry")
-			}
 			if c.Traced != 1000 {
 				t.Fatalf("%d, want 1000 traced", c.Traced)
 			}
@@ -148,14 +180,7 @@ func TestListWhileThreadsGo(t *testing.T) {
 			z.Do("deadleader")
 		}()
 		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
-			snap, err := s.family(id)
-			if errors.Is(err, errUnsure) {
-				continue
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c := snap.Parents[id]; c == nil || len(c.Reapable) != 40 {
+			if c, err := list(t, s, id); err == nil && len(c.Reapable) != 40 {
 				t.Fatalf("%+v, want 40", c)
 			}
 		}
@@ -166,27 +191,32 @@ func TestListWhileThreadsGo(t *testing.T) {
 // A zombie's pid that was taken over between two files must not pass for it.
 func TestRememberedZombies(t *testing.T) {
 	c := &census{tick: 100, runs: [][]record{
-		{{start: 5, pid: 10, who: 1}, {start: 6, pid: 12, who: 1 | uint32(held)<<kindShift}},
-		{{start: 100, pid: 20, who: 1}, {start: 7, pid: 30, who: 1 | uint32(own)<<kindShift}, {start: 8, pid: 31, who: 1}},
+		{newRecord(10, 5, 1, 0, free), newRecord(12, 6, 1, 7, held)},
+		{newRecord(20, 100, 1, 0, free), newRecord(30, 7, 1, 0, own), newRecord(31, 8, 4194303, 4294967295, free)},
 	}}
 	for _, tc := range []struct {
 		pid   uint32
 		start uint64
-		want  bool
+		want  record
 	}{
-		{10, 5, true}, {31, 8, true},
-		{10, 6, false},   // another process by now
-		{12, 6, false},   // traced: that may end
-		{30, 7, false},   // by its parent: that too
-		{20, 100, false}, // started while it was looked at
-		{9, 5, false}, {11, 5, false}, {25, 5, false}, {32, 8, false},
+		{10, 5, c.runs[0][0]}, {12, 6, c.runs[0][1]}, {31, 8, c.runs[1][2]}, {30, 7, c.runs[1][1]},
+		{10, 6, record{}},   // another process by now
+		{20, 100, record{}}, // started while it was looked at
+		{9, 5, record{}}, {11, 5, record{}}, {25, 5, record{}}, {32, 8, record{}},
 	} {
-		if got := c.untraced(tc.pid, tc.start); got != tc.want {
+		if got, ok := c.find(newRecord(tc.pid, tc.start, 0, 0, 0).id); got != tc.want || ok != (tc.want != record{}) {
 			t.Errorf("%d@%d: %v", tc.pid, tc.start, got)
 		}
 	}
-	if (*census)(nil).untraced(10, 5) {
+	if _, ok := (*census)(nil).find(10<<startBits | 5); ok {
 		t.Error("remembered from nothing")
+	}
+	last := c.runs[1][2]
+	if last.pid() != 31 || last.start() != 8 || last.parent() != 4194303 || last.uid() != 4294967295 || last.kind() != free {
+		t.Errorf("%+v", last)
+	}
+	if last.become(own); last.parent() != 4194303 || last.uid() != 4294967295 || last.kind() != own {
+		t.Errorf("%+v", last)
 	}
 }
 
@@ -194,13 +224,14 @@ func TestRememberedZombies(t *testing.T) {
 func TestSecondSnapshotRemembers(t *testing.T) {
 	s := open(t)
 	z := zoo.Start(t, "leak=50 serve")
+	settled(t, s, z.PID)
 	if _, err := s.Snapshot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ours := func() (n int) {
 		for _, run := range s.known.Load().runs {
 			for i := range run {
-				if run[i].parent() == uint32(z.PID) {
+				if run[i].parent() == uint32(z.PID) && run[i].kind() == free {
 					n++
 				}
 			}

@@ -27,11 +27,11 @@ const lowPIDs = 300
 
 // Node reads the node's task count and limit. It fails where /proc shows only
 // processes (mounted with subset=pid).
+//
+// In a pid namespace with a limit of its own there are two pairs of them: the tasks of
+// the namespace and its pid_max, and those of the machine and its threads-max. The one
+// that is nearer to being full is returned.
 func (s *Scanner) Node() (Node, error) {
-	tasks, err := s.tasks()
-	if err != nil {
-		return Node{}, err
-	}
 	pidMax, err := readInt(s.pidMax)
 	if err != nil {
 		return Node{}, fmt.Errorf("reading %s/sys/kernel/pid_max: %w", s.path, err)
@@ -40,7 +40,21 @@ func (s *Scanner) Node() (Node, error) {
 	if err != nil {
 		return Node{}, fmt.Errorf("reading %s/sys/kernel/threads-max: %w", s.path, err)
 	}
-	return Node{Tasks: tasks, Limit: min(pidMax-lowPIDs, threads)}, nil
+	machine, err := s.machineTasks()
+	if err != nil {
+		return Node{}, err
+	}
+	if !s.ownPIDMax {
+		return Node{Tasks: machine, Limit: min(pidMax-lowPIDs, threads)}, nil
+	}
+	own, err := s.countTasks()
+	if err != nil {
+		return Node{}, err
+	}
+	if node := (Node{Tasks: own, Limit: pidMax - lowPIDs}); node.Tasks*threads > machine*node.Limit {
+		return node, nil
+	}
+	return Node{Tasks: machine, Limit: threads}, nil
 }
 
 // Offsets returns what kzr's time namespace adds to the kernel's clocks: what

@@ -85,15 +85,13 @@ func TestParseStatRefuses(t *testing.T) {
 	}
 }
 
-func TestDead(t *testing.T) {
-	for _, tc := range []struct {
-		state   byte
-		threads uint32
-		want    bool
-	}{{'S', 1, false}, {'R', 9, false}, {'Z', 1, true}, {'Z', 2, false}, {'X', 0, true}, {'x', 1, true}} {
-		if st := (stat{state: tc.state, threads: tc.threads}); st.dead() != tc.want {
-			t.Errorf("state %c, %d threads: %v", tc.state, tc.threads, !tc.want)
-		}
+// Signal sets are decimal, of the signals below 32.
+func TestParseStatSignals(t *testing.T) {
+	fields := strings.Fields(string(line(7, "sh", 'S', 1, 0, 1, 1)))
+	fields[31], fields[32], fields[33] = "65536", "16384", "2147483647" // fields 32 to 34 in man 5 proc_pid_stat
+	st, err := parseStat([]byte(strings.Join(fields, " ") + "\n"))
+	if err != nil || st.blocked != 1<<(unix.SIGCHLD-1) || st.ignored != 1<<(unix.SIGTERM-1) || st.caught != 1<<31-1 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }
 
@@ -117,9 +115,9 @@ func FuzzStat(f *testing.F) {
 			t.Fatalf("pid %d, ppid %d", st.pid, st.ppid)
 		}
 		// What was understood can be written and understood again, but for
-		// what no kernel prints, and the counters of waits, which line leaves out.
+		// what no kernel prints, and the counters of waits and the signal sets, which line leaves out.
 		again, err := parseStat(line(int(st.pid), string(st.comm), st.state, int(st.ppid), int(st.flags), int(st.threads), st.start))
-		again.waited = st.waited
+		again.waited, again.blocked, again.ignored, again.caught = st.waited, st.blocked, st.ignored, st.caught
 		if err != nil || !reflect.DeepEqual(again, st) {
 			t.Fatalf("%q\n%+v\n%+v, %v", b, st, again, err)
 		}
@@ -149,8 +147,7 @@ CapEff:	0000000000080000
 
 func TestParseStatus(t *testing.T) {
 	want := status{
-		tgid: 4242, tracer: 77, uid: 1000, nspid: []int{4242, 17, 1}, groups: []int{4, 24, 27},
-		sigBlocked: 1 << 16, sigIgnored: 1 << 12, sigCaught: 0x1804a4a03, capEff: 1 << 19,
+		tracer: 77, uid: 1000, nspid: []int{4242, 17, 1}, groups: []int{4, 24, 27}, capEff: 1 << 19,
 	}
 	if got := parseStatus([]byte(statusText)); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
@@ -174,7 +171,7 @@ func FuzzStatus(f *testing.F) {
 	f.Add([]byte("Uid:\t99999999999\nTgid:\nNSpid:\tx\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		st := parseStatus(b)
-		if st.tgid < 0 || st.tracer < 0 || slices.ContainsFunc(st.nspid, func(n int) bool { return n < 0 }) {
+		if st.tracer < 0 || slices.ContainsFunc(st.nspid, func(n int) bool { return n < 0 }) {
 			t.Fatalf("%q: %+v", b, st)
 		}
 		// The quick look and the whole parse agree where a line is there once.

@@ -72,7 +72,7 @@ func of(snap *task.Snapshot, pid int) *task.Children {
 
 func inspect(t testing.TB, s *procscan.Scanner, pid int) task.Process {
 	t.Helper()
-	p, err := s.Inspect(pid)
+	p, err := s.Inspect(t.Context(), pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestSnapshotLeaker(t *testing.T) {
 				t.Fatalf("%d reapable, %d traced, %d leaders", len(got.Reapable), got.Traced, got.Leaders)
 			}
 			for i, child := range got.Reapable {
-				if zoo.State(child.PID()) != 'Z' || child.Start() < got.Parent.Start || child.Since != 0 {
+				if zoo.State(child.PID()) != 'Z' || child.Start() < got.Parent.Start || child.Since() != 0 {
 					t.Errorf("zombie %+v of %v", child, got.Parent)
 				}
 				if i > 0 && child.Compare(got.Reapable[i-1]) <= 0 {
@@ -184,7 +184,7 @@ func TestSnapshotDeadLeader(t *testing.T) {
 	if p.State != 'S' || p.Threads != 2 || p.Exiting {
 		t.Errorf("state %c, %d threads, exiting %v", p.State, p.Threads, p.Exiting)
 	}
-	if p.Exe != zoo.Build(t) || p.PIDNS == 0 || p.MntNS == 0 || len(s.Cmdline(p.ID)) == 0 || len(p.NSPID) != 1 {
+	if p.Exe != zoo.Build(t) || p.PIDNS == 0 || p.MntNS == 0 || len(s.Cmdline(t.Context(), p.ID)) == 0 || len(p.NSPID) != 1 {
 		t.Errorf("%+v", p)
 	}
 }
@@ -194,8 +194,8 @@ func TestSnapshotTraced(t *testing.T) {
 	z := zoo.Start(t, "leak=3 hold=10 { name=tracer serve } serve")
 	tracer := z.Named("tracer")
 	for range 2 { // the second time it remembers
-		if got := both(t, s, z.PID); len(got.Reapable) != 3 || got.Traced != 10 || got.Tracer != tracer.PID {
-			t.Fatalf("%d reapable, %d traced by %d", len(got.Reapable), got.Traced, got.Tracer)
+		if got := both(t, s, z.PID); len(got.Reapable) != 3 || got.Traced != 10 || got.Tracer.PID != tracer.PID {
+			t.Fatalf("%d reapable, %d traced by %v", len(got.Reapable), got.Traced, got.Tracer)
 		}
 	}
 	tracer.Signal(unix.SIGKILL)
@@ -244,7 +244,7 @@ func TestPidReuse(t *testing.T) {
 	old.Signal(unix.SIGKILL)
 	old.WaitDead(soon)
 	z.Do("reap=pid=%d", old.PID)
-	if _, err := s.Inspect(old.PID); !errors.Is(err, procscan.ErrGone) {
+	if _, err := s.Inspect(t.Context(), old.PID); !errors.Is(err, procscan.ErrGone) {
 		t.Errorf("inspecting a reaped process: %v", err)
 	}
 	z.Do("fork=tid=%d { name=new leak=5 serve }", old.PID)
@@ -321,7 +321,7 @@ func TestConcurrentUse(t *testing.T) {
 				if snap, err = s.SnapshotOf(t.Context(), id); err != nil || len(of(snap, z.PID).Reapable) != 60 {
 					t.Errorf("%v", err)
 				}
-				if p, err := s.Inspect(z.PID); err != nil || p.ID != id {
+				if p, err := s.Inspect(t.Context(), z.PID); err != nil || p.ID != id {
 					t.Errorf("%v, %v", p.ID, err)
 				}
 			}
@@ -347,10 +347,10 @@ func TestInspect(t *testing.T) {
 	z := zoo.Start(t, "in=pidns,proc,userns fork { name=main2 chld=block term=ignore serve } exec=%s,a0,%s uid=7 leak=2 serve",
 		zoo.Quote(path), zoo.Quote("second one"))
 	p := inspect(t, s, z.PID)
-	if p.PID != z.PID || p.Comm != "prog" || p.Exe != path || p.ExeDeleted || !slices.Equal(s.Cmdline(p.ID), []string{"a0", "second one"}) {
+	if p.PID != z.PID || p.Comm != "prog" || p.Exe != path || p.ExeDeleted || !slices.Equal(s.Cmdline(t.Context(), p.ID), []string{"a0", "second one"}) {
 		t.Errorf("%+v", p)
 	}
-	if (p.State != 'S' && p.State != 'R') || p.Threads != 1 || p.Tracer != 0 || p.Kernel || p.Exiting || p.Frozen || len(p.Unseen) != 0 {
+	if (p.State != 'S' && p.State != 'R') || p.Threads != 1 || p.Tracer.PID != 0 || p.Kernel || p.Exiting || p.Frozen || len(p.Unseen) != 0 {
 		t.Errorf("%+v", p)
 	}
 	if want := []int{z.PID, 1}; !slices.Equal(p.NSPID, want) || !p.NamespaceInit() {
@@ -379,7 +379,7 @@ func TestInspect(t *testing.T) {
 func TestInspectGone(t *testing.T) {
 	s := open(t)
 	for _, pid := range []int{-1, 0, 4194304, 4194305, 1 << 40} {
-		if p, err := s.Inspect(pid); !errors.Is(err, procscan.ErrGone) {
+		if p, err := s.Inspect(t.Context(), pid); !errors.Is(err, procscan.ErrGone) {
 			t.Errorf("pid %d: %v, %v", pid, p, err)
 		}
 	}
@@ -394,7 +394,7 @@ func TestInspectThread(t *testing.T) {
 	}
 	for _, e := range entries {
 		tid, _ := strconv.Atoi(e.Name())
-		_, err := s.Inspect(tid)
+		_, err := s.Inspect(t.Context(), tid)
 		if (tid == z.PID) != (err == nil) || (err != nil && !errors.Is(err, procscan.ErrGone)) {
 			t.Errorf("thread %d of %d: %v", tid, z.PID, err)
 		}
@@ -410,7 +410,7 @@ func TestInspectVanishing(t *testing.T) {
 	began := time.Now()
 	for took := time.Duration(0); took < time.Second || gone == 0 && took < 30*time.Second; took = time.Since(began) {
 		for _, pid := range append(zoo.Children(z.PID), z.PID) {
-			p, err := s.Inspect(pid)
+			p, err := s.Inspect(t.Context(), pid)
 			switch {
 			case errors.Is(err, procscan.ErrGone):
 				gone++
@@ -471,7 +471,7 @@ func TestInspectCmdline(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			z := zoo.Start(t, "%s serve", tc.script)
-			if got := s.Cmdline(inspect(t, s, z.PID).ID); !slices.Equal(got, tc.want) || (got == nil) != (tc.want == nil) {
+			if got := s.Cmdline(t.Context(), inspect(t, s, z.PID).ID); !slices.Equal(got, tc.want) || (got == nil) != (tc.want == nil) {
 				t.Errorf("%q, want %q", got, tc.want)
 			}
 		})
@@ -584,7 +584,7 @@ func TestInspectStates(t *testing.T) {
 		z := zoo.Start(t, "serve")
 		z.Do("vfork=60000")
 		zoo.Within(t, soon, "in state D", func() bool { return inspect(t, s, z.PID).State == 'D' })
-		if p := inspect(t, s, z.PID); s.Cmdline(p.ID) != nil || len(p.Unseen) != 0 {
+		if p := inspect(t, s, z.PID); s.Cmdline(t.Context(), p.ID) != nil || len(p.Unseen) != 0 {
 			t.Errorf("%+v", p)
 		}
 		// What is in state D cannot be ended but by its child's end.
@@ -598,8 +598,8 @@ func TestInspectStates(t *testing.T) {
 		z := zoo.Start(t, "fork { name=kid serve } serve")
 		kid := z.Named("kid")
 		z.Do("trace=%d", kid.PID)
-		if p := inspect(t, s, kid.PID); p.Tracer != z.PID {
-			t.Errorf("tracer %d, want %d", p.Tracer, z.PID)
+		if p := inspect(t, s, kid.PID); p.Tracer.PID != z.PID {
+			t.Errorf("tracer %d, want %d", p.Tracer.PID, z.PID)
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
@@ -805,7 +805,7 @@ func view(arg string) error {
 		v.Parents = len(snap.Parents)
 		v.Zombies = of(snap, what.PID).Total()
 		if what.PID != 0 {
-			if v.Process, err = s.Inspect(what.PID); err != nil {
+			if v.Process, err = s.Inspect(context.Background(), what.PID); err != nil {
 				return err
 			}
 			snap, err := s.SnapshotOf(context.Background(), v.Process.ID)

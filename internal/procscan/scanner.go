@@ -13,10 +13,12 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/readers"
 	"kzr/internal/task"
 )
 
@@ -28,16 +30,16 @@ var ErrGone = task.ErrGone
 var ErrForeign = errors.New("shows the processes of another pid namespace")
 
 // reserved is how many descriptors a Scanner holds back for the moment when no
-// others are left: five for a look at a process, or one for each worker of a walk.
-const reserved = 5
+// others are left: five for a look at a process, or three for each worker of a walk.
+const reserved = 6
 
 // Scanner reads one mounted proc file system. Its methods may be called
 // concurrently; whole walks take turns.
 //
 // What can be opened before it is needed, is: the mount itself, the files of the
-// node's limits, the cgroup mounts. Nothing here starts a process, and the
-// system calls of the walk never hand their thread over, so that a full process
-// table does not stop it.
+// node's limits, the cgroup mounts. Nothing here starts a process, the system calls of
+// the walk never hand their thread over, and the threads for what may not come back
+// are made at the start, so that a full process table does not stop it.
 type Scanner struct {
 	path    string
 	fs      procfs.FS
@@ -47,11 +49,26 @@ type Scanner struct {
 	threads int
 	cgroups hierarchies
 
+	pidfs     bool          // a process's pidfds have an inode number of their own
+	countsFDs bool          // see look
+	pidns     uint64        // kzr's own pid namespace
+	ownPIDMax bool          // pid_max is that of that namespace alone
+	usual     time.Duration // see measureUsual
+
+	pool *readers.Pool // for what may never come back
+
 	turn    chan struct{} // holds one token: the right to walk
 	workers []*worker     // used by the holder of the turn
 	known   atomic.Pointer[census]
-	unseen  atomic.Int64 // processes that the last whole walk could not read
+	counted atomic.Pointer[count]
+	unseen  atomic.Int64 // dead processes that the last walk could not read
 	moved   func()       // see OnProgress
+
+	mu       sync.Mutex
+	parents  map[int]parent // those that were read, where pidfs tells them apart
+	tracings map[task.ID]*tracing
+	learnt   map[uint64]struct{}      // zombies that nobody traces and known does not know of
+	slow     map[string]time.Duration // tenants with slow status files, and when to read the next
 
 	reserveMu sync.Mutex
 	reserve   []int
@@ -65,7 +82,8 @@ func New(root string) (*Scanner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the proc file system at %s: %w", root, err)
 	}
-	s := &Scanner{path: root, root: fd, loadavg: -1, pidMax: -1, threads: -1, turn: make(chan struct{}, 1), moved: func() {}}
+	s := &Scanner{path: root, root: fd, loadavg: -1, pidMax: -1, threads: -1, turn: make(chan struct{}, 1), moved: func() {},
+		parents: make(map[int]parent), learnt: make(map[uint64]struct{}), tracings: make(map[task.ID]*tracing), slow: make(map[string]time.Duration)}
 	s.turn <- struct{}{}
 	if err := s.open(); err != nil {
 		_ = s.Close()
@@ -99,11 +117,46 @@ func (s *Scanner) open() error {
 		}
 	}
 	s.cgroups = openHierarchies(s.fs)
+	if err := s.findFeatures(); err != nil {
+		return err
+	}
+	s.measureUsual()
 	for range workerCount() {
-		s.workers = append(s.workers, newWorker(s.root))
+		s.workers = append(s.workers, s.newWorker())
 	}
 	s.fillReserve()
+	s.pool = readers.New(poolThreads, threadsPerTenant)
 	return nil
+}
+
+// findFeatures finds out what this kernel can tell.
+func (s *Scanner) findFeatures() error {
+	pidfd, e := rawPidfdOpen(uint32(os.Getpid()))
+	if e != 0 {
+		return fmt.Errorf("opening a pidfd: %w", e)
+	}
+	defer rawClose(pidfd)
+	var fs unix.Statfs_t
+	s.pidfs = unix.Fstatfs(pidfd, &fs) == nil && fs.Type == pidfsMagic
+	st, e := s.newWorker().stat(uint32(os.Getpid()), "/fd")
+	s.countsFDs = e == 0 && st.Size > 0
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("asking for the kernel's version: %w", err)
+	}
+	s.pidns = s.namespaceOf("self", "pid")
+	s.ownPIDMax = s.pidns != initialPIDNS && ownPIDMax(unix.ByteSliceToString(u.Release[:]))
+	return nil
+}
+
+// ownPIDMax says whether a kernel has a pid_max for each pid namespace. There is no
+// telling but by its version: inside, the file looks the same.
+func ownPIDMax(release string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 14
 }
 
 // checkOwn compares what the mount calls this process with what the kernel
@@ -134,6 +187,9 @@ func (s *Scanner) OnProgress(f func()) { s.moved = f }
 
 // Close gives the descriptors back. No other method may be running or follow.
 func (s *Scanner) Close() error {
+	if s.pool != nil {
+		s.pool.Close()
+	}
 	s.dropReserve()
 	for _, fd := range []int{s.loadavg, s.pidMax, s.threads} {
 		if fd >= 0 {

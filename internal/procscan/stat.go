@@ -7,8 +7,9 @@ import (
 
 // Bits of the flags field of stat: include/linux/sched.h.
 const (
-	pfExiting = 0x00000004
-	pfKthread = 0x00200000
+	pfExiting   = 0x00000004
+	pfSuperPriv = 0x00000100 // it has used a privilege
+	pfKthread   = 0x00200000
 )
 
 // stat is what kzr needs of a line of /proc/PID/stat (man 5 proc_pid_stat).
@@ -21,11 +22,8 @@ type stat struct {
 	threads uint32 // 0 if the task was released while the line was made
 	start   uint64 // clock ticks since boot
 	waited  bool   // its counters of reaped children are not all zero
-}
-
-// dead says that no thread of it will ever run again.
-func (s *stat) dead() bool {
-	return s.state == 'X' || s.state == 'x' || (s.state == 'Z' && s.threads <= 1)
+	// Signal sets, of the signals below 32.
+	blocked, ignored, caught uint64
 }
 
 var errStat = errors.New("malformed stat line")
@@ -49,7 +47,7 @@ func parseStat(line []byte) (stat, error) {
 		return stat{}, errStat
 	}
 	rest = line[end+4:]
-	for field := 4; field <= 22; field++ {
+	for field := 4; field <= 34; field++ {
 		var v uint64
 		if v, rest, ok = number(rest); !ok {
 			return stat{}, errStat
@@ -72,6 +70,12 @@ func parseStat(line []byte) (stat, error) {
 			s.threads = uint32(v)
 		case 22:
 			s.start = v
+		case 32:
+			s.blocked = v
+		case 33:
+			s.ignored = v
+		case 34:
+			s.caught = v
 		}
 	}
 	return s, nil

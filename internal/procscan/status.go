@@ -12,15 +12,11 @@ const statusMax = 1 << 20
 // status is what kzr needs of /proc/PID/status (man 5 proc_pid_status). Lines
 // that are missing leave zero values.
 type status struct {
-	tgid       int
-	tracer     int // thread id of the tracer
-	uid        uint32
-	nspid      []int // from the namespace of the mount inwards
-	groups     []int
-	sigBlocked uint64
-	sigIgnored uint64
-	sigCaught  uint64
-	capEff     uint64
+	tracer int // thread id of the tracer
+	uid    uint32
+	nspid  []int // from the namespace of the mount inwards
+	groups []int
+	capEff uint64
 }
 
 // parseStatus reads a status file. The kernel escapes newlines in Name, so a
@@ -35,8 +31,6 @@ func parseStatus(b []byte) status {
 			continue
 		}
 		switch string(key) {
-		case "Tgid":
-			s.tgid = firstInt(value)
 		case "TracerPid":
 			s.tracer = firstInt(value)
 		case "Uid":
@@ -45,12 +39,6 @@ func parseStatus(b []byte) status {
 			s.nspid = ints(value)
 		case "Groups":
 			s.groups = ints(value)
-		case "SigBlk":
-			s.sigBlocked = hex(value)
-		case "SigIgn":
-			s.sigIgnored = hex(value)
-		case "SigCgt":
-			s.sigCaught = hex(value)
 		case "CapEff":
 			s.capEff = hex(value)
 		}
@@ -72,6 +60,16 @@ func field(b []byte, key string) (int, bool) {
 	}
 	v, err := strconv.ParseUint(string(bytes.TrimSpace(b[:end])), 10, 32)
 	return int(v), err == nil
+}
+
+// valueOf returns what follows a key at the beginning of a line.
+func valueOf(b []byte, key string) ([]byte, bool) {
+	for l := range bytes.Lines(b) {
+		if value, ok := bytes.CutPrefix(l, []byte(key)); ok {
+			return bytes.TrimSuffix(value, []byte{'\n'}), true
+		}
+	}
+	return nil, false
 }
 
 func firstInt(b []byte) int {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,24 +20,48 @@ import (
 type kind uint32
 
 const (
-	free   kind = iota // nothing: not traced, and never to be (ptrace refuses the dead)
-	own                // traced by its own parent, whose wait sees it all the same
-	held               // traced by another process, which has to wait first
-	leader             // its other threads live on
+	unasked kind = iota // not known
+	free                // nothing: not traced, and never to be (ptrace refuses the dead)
+	own                 // traced by its own parent, whose wait sees it all the same
+	held                // traced by another process, which has to wait first
+	leader              // its other threads live on; with no parent, that is not certain
 )
 
 // record is one zombie of a walk; 16 bytes, because the records of the last walk
 // are kept.
 type record struct {
-	start uint64
-	pid   uint32
-	who   uint32 // parent's pid below kindShift, kind above
+	id  uint64 // pid above startBits, start time below: in the order of pids
+	who uint64 // euid above uidShift, kind above kindShift, parent's pid below
 }
 
-const kindShift = 24 // pids have 22 bits
+const (
+	startBits = 42 // a thousand years
+	kindShift = 22 // pids have 22 bits
+	uidShift  = 32
+)
 
-func (r *record) parent() uint32 { return r.who & (1<<kindShift - 1) }
-func (r *record) kind() kind     { return kind(r.who >> kindShift) }
+func newRecord(pid uint32, start uint64, parent, uid uint32, k kind) record {
+	return record{
+		id:  uint64(pid)<<startBits | start&(1<<startBits-1),
+		who: uint64(uid)<<uidShift | uint64(k)<<kindShift | uint64(parent),
+	}
+}
+
+// compare orders records by pid.
+func (r record) compare(id uint64) int { return cmp.Compare(r.id, id) }
+
+func (r record) pid() uint32    { return uint32(r.id >> startBits) }
+func (r record) start() uint64  { return r.id & (1<<startBits - 1) }
+func (r record) parent() uint32 { return uint32(r.who & (1<<kindShift - 1)) }
+func (r record) kind() kind     { return kind(r.who >> kindShift & (1<<(uidShift-kindShift) - 1)) }
+
+// uid is its effective user; 0 also for one that used a privilege to become what it
+// was: both may signal anybody.
+func (r record) uid() uint32 { return uint32(r.who >> uidShift) }
+
+func (r *record) become(k kind) {
+	r.who = r.who&^(1<<uidShift-1) | uint64(k)<<kindShift | uint64(r.parent())
+}
 
 // census is what a walk found, in the order of the directory, which is that of
 // the pids. It is not changed once it is published.
@@ -44,38 +69,39 @@ type census struct {
 	began  time.Duration // CLOCK_MONOTONIC
 	tick   uint64        // the same moment as start times count it
 	runs   [][]record
-	held   map[uint32]int // tracer of each held zombie
-	tasks  int            // threads of all processes seen, zombies too
-	unseen int            // processes that could not be read
-	helped time.Duration  // CPU time of the workers other than the caller
+	held   map[uint32]uint32 // tracer of each held zombie
+	tasks  int               // threads of all processes, if they were counted
+	unseen int               // dead processes that could not be read
+	helped time.Duration     // CPU time of the workers other than the caller
 }
 
 // knownMax bounds how many zombies are remembered from one walk to the next.
 const knownMax = 1 << 20
 
-// untraced says that this walk already saw the zombie, and free, which it then
-// stays for ever. A process that started in the same tick as the walk might be
-// another one with the same identity, so it does not count.
-func (c *census) untraced(pid uint32, start uint64) bool {
-	if c == nil || start >= c.tick {
-		return false
+// find returns what the walk found of a zombie. A process that started in the same
+// tick as the walk might be another one with the same identity, so it does not count.
+func (c *census) find(id uint64) (record, bool) {
+	if c == nil || id&(1<<startBits-1) >= c.tick {
+		return record{}, false
 	}
-	i, _ := slices.BinarySearchFunc(c.runs, pid, func(run []record, pid uint32) int {
-		return cmp.Compare(run[len(run)-1].pid, pid)
+	i, _ := slices.BinarySearchFunc(c.runs, id, func(run []record, id uint64) int {
+		return cmp.Compare(run[len(run)-1].id, id)
 	})
 	if i == len(c.runs) {
-		return false
+		return record{}, false
 	}
 	run := c.runs[i]
-	j, found := slices.BinarySearchFunc(run, pid, func(r record, pid uint32) int { return cmp.Compare(r.pid, pid) })
-	return found && run[j].start == start && run[j].kind() == free
+	j, found := slices.BinarySearchFunc(run, id, record.compare)
+	if !found {
+		return record{}, false
+	}
+	return run[j], true
 }
 
 // pass is one walk under way, shared by its workers.
 type pass struct {
 	root  int
-	only  uint32  // the one parent asked for, 0 for all
-	known *census // what an earlier walk found, may be nil
+	count bool // threads too
 
 	mu   sync.Mutex
 	done bool
@@ -85,11 +111,16 @@ type pass struct {
 
 // worker is one of the goroutines of a walk, with its buffers.
 type worker struct {
-	root  int
-	dents []byte
-	path  []byte
-	line  []byte // a stat file
-	text  []byte // the beginning of a status file
+	root   int
+	counts bool    // the kernel counts a process's descriptors
+	known  *census // what an earlier walk found, may be nil
+	dents  []byte
+	path   []byte
+	line   []byte // a stat file
+	text   []byte // the beginning of a status file
+
+	quick *allowance    // for questions in the walk; nil if none are to be asked
+	usual time.Duration // what an answer may cost that is on nobody's account
 
 	found  []record
 	tasks  int
@@ -106,13 +137,16 @@ const (
 	textSize = 1 << 10
 )
 
-func newWorker(root int) *worker {
+func (s *Scanner) newWorker() *worker {
 	return &worker{
-		root:  root,
-		dents: make([]byte, dentsSize),
-		path:  make([]byte, 0, 64),
-		line:  make([]byte, lineSize),
-		text:  make([]byte, textSize),
+		root:   s.root,
+		counts: s.countsFDs,
+		usual:  s.usual,
+		known:  s.known.Load(),
+		dents:  make([]byte, dentsSize),
+		path:   make([]byte, 0, 64),
+		line:   make([]byte, lineSize),
+		text:   make([]byte, textSize),
 	}
 }
 
@@ -120,34 +154,23 @@ func newWorker(root int) *worker {
 // kernel's, and it scales. More would take too much of a node that is in trouble.
 func workerCount() int { return min(2, runtime.GOMAXPROCS(0)) }
 
-// walk reads every process once. The caller must not hold the turn.
-func (s *Scanner) walk(ctx context.Context, only uint32) (*census, error) {
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-s.turn:
-	}
-	defer func() { s.turn <- struct{}{} }()
+// walk asks of every process whether it is dead, and reads those that are. The
+// caller holds the turn.
+func (s *Scanner) walk(ctx context.Context) (*census, error) {
 	if _, err := unix.Seek(s.root, 0, 0); err != nil {
 		return nil, fmt.Errorf("going back to the start of %s: %w", s.path, err)
 	}
-	p := &pass{root: s.root, only: only, known: s.known.Load()}
-	p.held = make(map[uint32]int)
+	p := &pass{root: s.root, count: s.loadavg < 0 || s.ownPIDMax}
+	p.held = make(map[uint32]uint32)
 	p.began, p.tick = task.Now(), bootTicks()
-	var wg sync.WaitGroup
-	for _, w := range s.workers[1:] {
-		wg.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			began := task.ThreadTime()
-			p.work(ctx, w, func() {})
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.helped += task.ThreadTime() - began
-		})
-	}
-	p.work(ctx, s.workers[0], s.moved)
-	wg.Wait()
+	runtime.LockOSThread() // so that CPU time is of one thread
+	defer runtime.UnlockOSThread()
+	quick := newAllowance()
+	p.helped = s.together(func(w *worker, moved func()) {
+		w.quick = quick
+		p.work(ctx, w, moved)
+		w.quick = nil
+	})
 	if p.err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, p.err)
 	}
@@ -155,16 +178,35 @@ func (s *Scanner) walk(ctx context.Context, only uint32) (*census, error) {
 		return nil, ctx.Err()
 	}
 	p.runs = slices.DeleteFunc(p.runs, func(run []record) bool { return len(run) == 0 })
-	// A copy, as the pass holds on to what the one before it found: of a chain of
-	// them nothing would ever be let go.
+	// A copy, so that the lock is not kept with it.
 	found := p.census
-	if only == 0 {
-		s.unseen.Store(int64(found.unseen))
-		s.remember(&found)
-	}
+	s.unseen.Store(int64(found.unseen))
 	return &found, nil
 }
 
+// together has all workers do the same, one of them on the caller's thread. It
+// returns the CPU time of the others. The caller holds the turn.
+func (s *Scanner) together(f func(w *worker, moved func())) time.Duration {
+	var wg sync.WaitGroup
+	var helped atomic.Int64
+	for _, w := range s.workers {
+		w.known = s.known.Load()
+	}
+	for _, w := range s.workers[1:] {
+		wg.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			began := task.ThreadTime()
+			f(w, func() {})
+			helped.Add(int64(task.ThreadTime() - began))
+		})
+	}
+	f(s.workers[0], s.moved)
+	wg.Wait()
+	return time.Duration(helped.Load())
+}
+
+// remember publishes a census.
 func (s *Scanner) remember(c *census) {
 	n := 0
 	for _, run := range c.runs {
@@ -174,6 +216,25 @@ func (s *Scanner) remember(c *census) {
 		c = nil
 	}
 	s.known.Store(c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.learnt) // it is in c, or asked again
+}
+
+// learn remembers until the next walk that nobody traces a zombie.
+func (s *Scanner) learn(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.learnt) < familyMax {
+		s.learnt[id] = struct{}{}
+	}
+}
+
+func (s *Scanner) isFree(id uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.learnt[id]
+	return ok
 }
 
 // work reads blocks of the directory until there are no more.
@@ -266,95 +327,159 @@ func nextPID(b []byte) (pid uint32, rest []byte) {
 // visit looks at one process of a walk. An error means that the walk cannot be
 // complete.
 func (w *worker) visit(p *pass, pid uint32) error {
-	st, err := w.look(p, pid)
-	w.tasks += int(st.threads)
+	if p.count {
+		if n, e := w.countThreads(pid); e == 0 {
+			w.tasks += n
+		}
+	}
+	r, err := w.look(pid)
 	switch {
 	case gone(err):
 		return nil
 	case denied(err):
-		w.unseen++
+		w.unseen++ // alive it would not matter
 		return nil
+	case err == nil && r != (record{}):
+		w.found = append(w.found, r)
 	}
 	return err
 }
 
-// look reads one process, and records it if it is a zombie.
-func (w *worker) look(p *pass, pid uint32) (stat, error) {
-	fd, e := w.open(pid, "/stat")
+// look returns the record of a zombie; the zero one if the process lives, and one of
+// kind leader if it lives without its leader, as it seems.
+func (w *worker) look(pid uint32) (record, error) {
+	// Who has a descriptor open lives, which is the cheapest thing to ask (Linux 6.2).
+	if w.counts {
+		if st, e := w.stat(pid, "/fd"); e == 0 && st.Size > 0 {
+			return record{}, nil
+		}
+	}
+	pidfd, e := rawPidfdOpen(pid)
 	if e != 0 {
-		return stat{}, e
+		return record{}, e
 	}
-	st, err := w.readStat(fd)
-	rawClose(fd)
-	if err != nil {
-		return stat{}, err
-	}
-	if st.state != 'Z' || st.ppid == 0 || (p.only != 0 && st.ppid != p.only) {
-		return st, nil
-	}
-	k := free
+	defer rawClose(pidfd)
+	dead, e := rawDead(pidfd)
 	switch {
-	case st.threads > 1:
-		k = leader
-	case !p.known.untraced(pid, st.start):
-		var tracer int
-		if k, tracer, err = w.trace(&st); err != nil {
-			return st, err
-		}
-		if k == held {
-			p.mu.Lock()
-			p.held[pid] = tracer
-			p.mu.Unlock()
+	case e != 0:
+		return record{}, e
+	case dead:
+		return w.zombie(pid, pidfd)
+	case w.counts: // the descriptors were those of the leader
+		if n, e := w.countThreads(pid); e == 0 && n > 1 {
+			return newRecord(pid, 0, 0, 0, leader), nil
 		}
 	}
-	w.found = append(w.found, record{start: st.start, pid: pid, who: st.ppid | uint32(k)<<kindShift})
-	return st, nil
+	return record{}, nil
 }
 
-// trace finds out who traces a zombie.
-//
-// Should its pid go to another process before the status file is opened, then
-// the answer is about that one, and does no harm: the zombie was reaped, which
-// is to say that it could be, and it is in no later snapshot.
-func (w *worker) trace(st *stat) (k kind, tracer int, err error) {
-	tid, err := w.statusField(st.pid, "\nTracerPid:\t")
-	if err != nil || tid == 0 {
-		return free, 0, err
+// zombie reads a process that is dead.
+func (w *worker) zombie(pid uint32, pidfd int) (record, error) {
+	fd, e := w.open(pid, "/stat")
+	if e != 0 {
+		return record{}, e
+	}
+	defer rawClose(fd)
+	// Its pid has been its own until now, so that is who was opened.
+	if rawReaped(pidfd) {
+		return record{}, unix.ESRCH
+	}
+	st, err := w.readStat(fd)
+	if err != nil || st.state != 'Z' || st.ppid == 0 {
+		return record{}, err
+	}
+	r := newRecord(pid, st.start, st.ppid, 0, unasked)
+	if known, ok := w.known.find(r.id); ok {
+		// Its user is the same as ever, and what is free stays so.
+		r.who |= known.who &^ (1<<uidShift - 1)
+		if known.kind() == free {
+			r.become(free)
+			return r, nil
+		}
+	} else if st.flags&pfSuperPriv == 0 {
+		owner, e := rawFstat(fd)
+		if e != 0 {
+			return record{}, e
+		}
+		r.who |= uint64(owner.Uid) << uidShift
+	}
+	// The questions that cost no more than usual need not wait for their turn.
+	if w.quick != nil && w.quick.left.Load() > 0 {
+		began := task.ThreadTime()
+		if k, _, err := w.traced(r, pidfd); err == nil && k == free {
+			r.become(free)
+		}
+		w.quick.charge(task.ThreadTime() - began - w.usual)
+	}
+	return r, nil
+}
+
+// countThreads is the number of threads of a process, as its task directory has it
+// in its links.
+func (w *worker) countThreads(pid uint32) (int, unix.Errno) {
+	st, e := w.stat(pid, "/task")
+	return int(st.Nlink) - 2, e
+}
+
+func (w *worker) stat(pid uint32, file string) (unix.Statx_t, unix.Errno) {
+	w.name(pid, file)
+	return rawStat(w.root, w.path)
+}
+
+// trace finds out who traces a zombie. ESRCH says that it is one no more.
+func (w *worker) trace(r record) (k kind, tracer uint32, err error) {
+	pidfd, e := rawPidfdOpen(r.pid())
+	if e != 0 {
+		return unasked, 0, e
+	}
+	defer rawClose(pidfd)
+	if dead, e := rawDead(pidfd); e != 0 || !dead {
+		return unasked, 0, cmp.Or(e, unix.ESRCH)
+	}
+	return w.traced(r, pidfd)
+}
+
+func (w *worker) traced(r record, pidfd int) (k kind, tracer uint32, err error) {
+	fd, e := w.open(r.pid(), "/status")
+	if e != 0 {
+		return unasked, 0, e
+	}
+	defer rawClose(fd)
+	if rawReaped(pidfd) {
+		return unasked, 0, unix.ESRCH
+	}
+	n, e := rawPread(fd, w.text)
+	if e != 0 {
+		return unasked, 0, e
+	}
+	tid, ok := field(w.text[:n], "\nTracerPid:\t")
+	if !ok {
+		return unasked, 0, fmt.Errorf("status file of process %d has no TracerPid line", r.pid())
+	}
+	if tid == 0 {
+		return free, 0, nil
 	}
 	// The kernel names the thread that traces, not its process. Where that one
 	// cannot be read, the thread is as good a name as there is.
-	tracer, err = w.statusField(uint32(tid), "\nTgid:\t")
-	if err != nil {
-		return held, tid, nil //nolint:nilerr // said above
+	tracer = uint32(tid)
+	if tgid, e := w.group(tracer); e == 0 {
+		tracer = tgid
 	}
-	if uint32(tracer) == st.ppid {
+	if tracer == r.parent() {
 		return own, tracer, nil
 	}
 	return held, tracer, nil
 }
 
-func (w *worker) statusField(pid uint32, key string) (int, error) {
-	fd, e := w.open(pid, "/status")
-	if e != 0 {
-		return 0, e
-	}
-	defer rawClose(fd)
-	n, e := rawPread(fd, w.text)
-	if e != 0 {
-		return 0, e
-	}
-	v, ok := field(w.text[:n], key)
-	if !ok {
-		return 0, fmt.Errorf("status file of process %d has no %q line", pid, key[1:len(key)-1])
-	}
-	return v, nil
+func (w *worker) open(pid uint32, file string) (int, unix.Errno) {
+	w.name(pid, file)
+	return rawOpen(w.root, w.path)
 }
 
-func (w *worker) open(pid uint32, file string) (int, unix.Errno) {
+func (w *worker) name(pid uint32, file string) {
 	w.path = strconv.AppendUint(w.path[:0], uint64(pid), 10)
 	w.path = append(w.path, file...)
 	w.path = append(w.path, 0)
-	return rawOpen(w.root, w.path)
 }
 
 // readStat reads an open stat file. A task that was released while the line was
@@ -371,28 +496,25 @@ func (w *worker) readStat(fd int) (stat, error) {
 	return st, err
 }
 
-// holder returns the stat line of the process that has had the pid since before
-// the given tick and still has it, alive.
-//
-// This is what makes a parent certain. A zombie names its parent by pid alone,
-// at a moment of its own. A process that started before the walk began and is
-// there after the walk held its pid through all of it, so that every zombie
-// that named this pid meant this process. Younger parents are left to the next
-// snapshot.
-func (w *worker) holder(pid uint32, tick uint64) (stat, error) {
-	fd, e := w.open(pid, "/stat")
+// group is the process that a thread is of: the first in its list of threads is the
+// leader.
+func (w *worker) group(tid uint32) (uint32, unix.Errno) {
+	fd, e := w.open(tid, "/task")
 	if e != 0 {
-		return stat{}, e
+		return 0, e
 	}
 	defer rawClose(fd)
-	st, err := w.readStat(fd)
-	if err != nil {
-		return stat{}, err
+	n, e := rawGetdents(fd, w.text)
+	if e != 0 {
+		return 0, e
 	}
-	if st.dead() || st.start >= tick {
-		return stat{}, unix.ESRCH
+	for names := w.text[:n]; len(names) > 0; {
+		var pid uint32
+		if pid, names = nextPID(names); pid != 0 {
+			return pid, 0
+		}
 	}
-	return st, nil
+	return 0, unix.ESRCH
 }
 
 // bootTicks is the time since boot as start times count it. It is read in kzr's

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"kzr/internal/config"
 	"kzr/internal/policy"
 	"kzr/internal/procscan"
 	"kzr/internal/task"
@@ -24,8 +25,11 @@ type procJudge struct {
 	threshold   int
 	grace       time.Duration
 	nudge, term time.Duration
-	reason      policy.Reason // said of everybody, if not empty
-	pressed     bool          // said of everybody
+	reason      policy.Reason   // said of everybody, if not empty
+	pressure    policy.Pressure // said of everybody
+	adopted     bool            // all zombies are
+	reap        config.Reap
+	times       int           // how many zombies it seems to have for each that it has; 0 is one
 	after       func(task.ID) // called when a look has been taken
 	first       map[task.Zombie]time.Duration
 	looks       map[task.ID]int
@@ -63,8 +67,8 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	if err != nil {
 		return Look{}, err
 	}
-	process, err := j.proc.Inspect(id.PID)
-	if errors.Is(err, procscan.ErrGone) || err == nil && process.ID != id {
+	process, err := j.proc.Inspect(ctx, id.PID)
+	if errors.Is(err, task.ErrGone) || err == nil && process.ID != id {
 		return Look{Reason: policy.IdentityChanged}, nil
 	}
 	if err != nil {
@@ -72,31 +76,36 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	}
 	look := Look{
 		Process: process, Rule: "test", Threshold: j.threshold, Grace: j.grace,
-		Pressed: j.pressed, Nudge: j.nudge, TermTimeout: j.term,
+		Pressure: j.pressure, Nudge: j.nudge, TermTimeout: j.term, Reap: j.reap,
 	}
 	if children := snap.Parents[id]; children != nil {
-		look.Reapable = len(children.Reapable)
+		look.Zombies, look.Reapable = max(1, j.times)*children.Total(), len(children.Reapable)
+		if j.adopted {
+			look.Adopted = look.Reapable
+		}
 		for _, z := range children.Reapable {
-			z = z.Waiting(0, 0) // by the first sighting
-			if _, seen := j.first[z]; !seen {
-				j.first[z] = snap.Began
+			name := z.Waiting(0, 0)
+			if _, seen := j.first[name]; !seen {
+				j.first[name] = snap.Began // by the first sighting
 			}
-			age := snap.Began - j.first[z]
+			age := snap.Began - j.first[name]
 			look.Oldest = max(look.Oldest, age)
 			if age >= j.grace {
-				look.Zombies = append(look.Zombies, task.NewZombie(z.PID(), z.Start(), j.first[z]))
+				look.Old = append(look.Old, task.NewZombie(z.PID(), z.Start(), j.first[name], 0))
 			}
 		}
 	}
-	look.Met = len(look.Zombies) >= j.threshold
-	look.Reason = policy.Deferred(&process)
+	look.Met = len(look.Old) >= j.threshold
+	if reason := policy.Deferred(&process); j.pressure == policy.NoPressure || reason == policy.Dying {
+		look.Reason = reason
+	}
 	if j.reason != "" {
 		look.Reason = j.reason
 	}
 	return look, nil
 }
 
-func (j *procJudge) Holders(_ context.Context, zombies []task.Zombie) (map[task.ID]int, error) {
+func (j *procJudge) Holders(ctx context.Context, zombies []task.Zombie) (map[task.ID]int, error) {
 	held := map[task.ID]int{}
 	for _, z := range zombies {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", z.PID()))
@@ -111,7 +120,7 @@ func (j *procJudge) Holders(_ context.Context, zombies []task.Zombie) (map[task.
 		if f[0] != "Z" || f[19] != fmt.Sprint(z.Start()) {
 			continue
 		}
-		if parent, err := j.proc.Inspect(ppid); err == nil {
+		if parent, err := j.proc.Inspect(ctx, ppid); err == nil {
 			held[parent.ID]++
 		}
 	}
@@ -142,7 +151,7 @@ func (j *procJudge) lookedAt(id task.ID) int {
 type willingJudge struct{}
 
 func (willingJudge) Look(_ context.Context, id task.ID) (Look, error) {
-	return Look{Process: task.Process{ID: id, State: 'S'}, Met: true, Nudge: time.Hour}, nil
+	return Look{Process: task.Process{ID: id, Facts: task.Facts{State: 'S'}}, Met: true, Nudge: time.Hour}, nil
 }
 
 func (willingJudge) Holders(context.Context, []task.Zombie) (map[task.ID]int, error) {
@@ -171,9 +180,9 @@ func (j *slowJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	defer j.mu.Unlock()
 	j.looks[id]++
 	look, err := j.willingJudge.Look(ctx, id)
-	look.Nudge = 50 * time.Millisecond
+	look.Nudge = time.Second
 	look.Reapable = 10_000 - j.looks[id]
-	look.Zombies = make([]task.Zombie, look.Reapable)
+	look.Old = make([]task.Zombie, look.Reapable)
 	return look, err
 }
 

@@ -15,25 +15,15 @@ import (
 	"kzr/internal/task"
 )
 
-// steps is the ladder. Each step sends its signal if that makes sense, waits and
-// checks for itself whether that was enough. It returns nil to hand over to the
-// next one, or how the ladder ended.
-var steps = []func(*ladder, context.Context) *Outcome{
-	(*ladder).nudge,     // SIGCHLD
-	(*ladder).terminate, // SIGTERM
-	(*ladder).kill,      // SIGKILL
-}
-
 const (
-	nudgeRounds = 10 // after so many nudges it must hold fewer zombies than before them
-	lookTries   = 10 // looks, and tries to open a pidfd, that may fail in a row
-	sampleSize  = 64 // zombies followed after their parent's death
+	lookTries  = 10 // looks, and tries to open a pidfd, that may fail in a row
+	sampleSize = 64 // zombies followed after their parent's death
 )
 
 // ladder is what is done to one parent. Only its goroutine touches it, except for
 // what r.mu guards.
 //
-// It sends, looks, and waits for the effect of a signal, on a seat, with a pidfd:
+// It sends, looks, and waits for the effect of a signal, in a slot, with a pidfd:
 // the same one from the first look to the last. Only while it waits for what can
 // take any time, until the limits leave room or the parent may be signalled again,
 // does it give both to another ladder that has none.
@@ -51,63 +41,74 @@ const (
 // signal goes to a dead process or to nobody. With another pidfd all of this
 // begins anew.
 type ladder struct {
-	r        *Reaper
-	id       task.ID
-	workload string
+	r     *Reaper
+	id    task.ID
+	who   Who
+	poked chan struct{} // look again now
 	// Guarded by r.mu:
-	reason  policy.Reason // why no signal is sent right now, "" if nothing stands in the way
-	seat    *seat         // nil if it has none and waits for none
-	waiting *ticket       // for an answer, nil if none is
-	hurry   bool          // its parent's zombies have become why pids run out
+	status  Status  // what holds it up
+	slot    *slot   // nil if it has none and waits for none
+	waiting *ticket // for an answer, nil if none is
+	hurry   bool    // its parent's zombies are among the reasons why pids run out
 
-	proc   *pidfd  // nil without a seat
-	stood  bool    // it had another pidfd before
-	ticket *ticket // leave to kill, nil if there is none
-	dryRun bool
+	proc    *pidfd // nil without a slot
+	another bool   // it had another pidfd before
+	ticket  *ticket
+	dryRun  bool
 
-	seen    Look          // the last look that is known to have been at this parent
-	sure    bool          // it was good enough for a signal, and nothing was waited for since
-	pause   time.Duration // the wait that belongs to the last signal
-	nudges  int
-	tried   bool          // a signal was really sent, or refused
-	signals int           // signals really sent
-	before  Look          // the look before the last one of them
-	lethal  unix.Signal   // the last one of those that is meant to end it
-	doomed  time.Time     // when the first such was sent
-	skipped string        // why there was no SIGTERM
-	sample  []task.Zombie // some of its zombies when that was sent
+	seen       Look          // the last look that is known to have been at this parent
+	sure       bool          // it was good enough for a signal, and nothing was waited for since
+	pause      time.Duration // the wait that belongs to the last signal
+	tried      bool          // something was really done to it, or refused
+	nudges     int           // SIGCHLDs really sent
+	toldNudges int
+	inside     Insided       // what was reaped inside it
+	before     Look          // the look before what was done last
+	lethal     unix.Signal   // the last signal really sent that is meant to end it
+	struck     time.Time     // when the first such was sent
+	notes      []string      // for the next message
+	sample     []task.Zombie // some of its zombies when lethal was sent
 }
 
 func (l *ladder) run(ctx context.Context) Outcome {
 	defer func() {
-		l.stand()
+		l.releaseSlot()
 		if l.ticket != nil {
-			l.ticket.leave()
+			l.ticket.release()
 		}
 	}()
-	if out := l.sit(ctx); out != nil {
+	if out := l.acquireSlot(ctx); out != nil {
 		return *out
 	}
-	return *l.climb(ctx)
+	for _, step := range steps {
+		if out := step(l, ctx); out != nil {
+			return *out
+		}
+	}
+	return *l.failed(errors.New("no step is left"))
 }
 
-// sit waits for a seat, and opens the pidfd, again and again if no descriptor is
-// free for it.
-func (l *ladder) sit(ctx context.Context) *Outcome {
+// acquireSlot waits for a slot, and opens the pidfd, again and again if no
+// descriptor is free for it.
+func (l *ladder) acquireSlot(ctx context.Context) *Outcome {
 	r := anyone
 	if l.ticket != nil {
 		r = mayKill
 	}
-	seat := l.r.seats.take(r)
-	if l.note(func() { l.seat = seat }) {
-		l.r.seats.hurry(seat)
+	slot := l.r.slots.acquire(r)
+	if l.locked(func() { l.slot = slot }) {
+		l.r.slots.hurry(slot)
 	}
 	select {
-	case <-seat.ready:
+	case <-slot.ready:
 	default:
-		l.note(func() { l.reason = cmp.Or(l.reason, policy.RateLimited) })
+		l.locked(func() {
+			if l.status.Reason == "" {
+				l.status = Status{Reason: policy.RateLimited, Message: "waits until fewer parents are being dealt with"}
+			}
+		})
 		select {
-		case <-seat.ready:
+		case <-slot.ready:
 		case <-ctx.Done():
 			return l.cancelled()
 		}
@@ -130,142 +131,18 @@ func (l *ladder) sit(ctx context.Context) *Outcome {
 	}
 }
 
-// stand leaves the seat, taken or not. What was seen from it is worth nothing
-// after.
-func (l *ladder) stand() {
+// releaseSlot gives the slot up, had or waited for. What was seen with it is worth
+// nothing after.
+func (l *ladder) releaseSlot() {
 	l.forget()
 	if l.proc != nil {
 		l.proc.close()
-		l.proc, l.stood = nil, true
+		l.proc, l.another = nil, true
 	}
-	var seat *seat
-	l.note(func() { seat, l.seat = l.seat, nil })
-	if seat != nil {
-		l.r.seats.leave(seat)
-	}
-}
-
-func (l *ladder) climb(ctx context.Context) *Outcome {
-	if out := l.verify(ctx); out != nil {
-		return out
-	}
-	// Where no kill is left there is no asking either: it is reported only.
-	if until := l.r.limits.exhausted(l.workload); !until.IsZero() {
-		return l.exhausted(until)
-	}
-	for _, step := range steps {
-		if out := step(l, ctx); out != nil {
-			return out
-		}
-	}
-	return l.failed(errors.New("no step is left"))
-}
-
-// nudge asks the parent to reap, again for as long as each SIGCHLD makes it reap
-// some: a handler that waits for one child per signal is a common bug.
-func (l *ladder) nudge(ctx context.Context) *Outcome {
-	for before := 0; ; l.nudges++ {
-		if out := l.verify(ctx); out != nil {
-			return out
-		}
-		if l.seen.Nudge <= 0 {
-			return nil
-		}
-		// A parent that makes zombies faster than nudges free them would be nudged
-		// for ever.
-		if l.nudges%nudgeRounds == 0 {
-			if l.nudges > 0 && l.seen.Reapable >= before {
-				return nil
-			}
-			before = l.seen.Reapable
-		}
-		old, youngest := oldZombies(l.seen.Zombies)
-		if out := l.send(ctx, unix.SIGCHLD, "it is asked to reap"); out != nil {
-			return out
-		}
-		if out := l.wait(ctx, l.pause); out != nil {
-			return out
-		}
-		if out := l.verify(ctx); out != nil {
-			return out
-		}
-		if waitingSince(l.seen.Zombies, youngest) >= old {
-			return nil
-		}
-		// It may have thousands, and reap one each time.
-		if out := l.rest(ctx, 0); out != nil {
-			return out
-		}
-	}
-}
-
-// terminate asks the parent to end.
-func (l *ladder) terminate(ctx context.Context) *Outcome {
-	if out := l.verify(ctx); out != nil {
-		return out
-	}
-	switch {
-	case l.seen.TermTimeout <= 0:
-		l.skipped = "SIGTERM was skipped, as termTimeout is 0"
-		return nil
-	case deafToTerm(&l.seen.Process):
-		l.skipped = "SIGTERM was skipped: the init of a pid namespace never sees one that it has no handler for"
-		return nil
-	}
-	if out := l.strike(ctx, unix.SIGTERM, "it is asked to end"); out != nil {
-		return out
-	}
-	return l.wait(ctx, l.pause)
-}
-
-// kill ends the parent, and waits until it is gone or it is certain that waiting
-// is no use. There is no second SIGKILL: one that does not help at once is
-// pending, and will work when whatever holds the process up lets it go.
-func (l *ladder) kill(ctx context.Context) *Outcome {
-	message := "it is killed"
-	if l.skipped != "" {
-		message += "; " + l.skipped
-	}
-	if out := l.strike(ctx, unix.SIGKILL, message); out != nil {
-		return out
-	}
-	if l.dryRun {
-		return l.rehearsed()
-	}
-	sent := time.Now()
-	wait := l.wait
-	for pause := l.r.timing.look; ; pause = min(2*pause, l.r.timing.kill) {
-		if out := wait(ctx, pause); out != nil {
-			return out
-		}
-		if _, out := l.look(ctx); out != nil {
-			return out
-		}
-		limit := l.r.timing.kill
-		if reason := policy.Deferred(&l.seen.Process); reason != "" {
-			wait = l.whilePutOff(policy.Dying) // with SIGKILL pending, it is
-			l.putOff(reason, "SIGKILL is pending, another would not help")
-			limit = l.r.timing.dying
-		}
-		if waited := time.Since(sent); waited >= limit {
-			return l.failed(fmt.Errorf("not dead %s after SIGKILL", waited.Round(time.Second)))
-		}
-	}
-}
-
-// strike sends a signal that is meant to end the parent. The first of a ladder
-// needs leave to kill, and each one that no other of its workload is being killed.
-func (l *ladder) strike(ctx context.Context, sig unix.Signal, message string) *Outcome {
-	for {
-		if out := l.verify(ctx); out != nil {
-			return out
-		}
-		if l.ticket != nil && l.ticket.held() {
-			return l.send(ctx, sig, message)
-		}
-		if out := l.takeTicket(ctx); out != nil {
-			return out
-		}
+	var slot *slot
+	l.locked(func() { slot, l.slot = l.slot, nil })
+	if slot != nil {
+		l.r.slots.release(slot)
 	}
 }
 
@@ -280,21 +157,24 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 		case out != nil:
 			return out
 		case reason == "":
-			l.note(func() { l.reason = "" })
+			l.locked(func() { l.status = Status{} })
 			if !waited || l.pause == 0 {
 				l.sure = true
 				return nil
 			}
-			waited = false
-			out = l.wait(ctx, l.pause)
+			pause := l.pause
+			if l.seen.Pressure != policy.NoPressure {
+				pause = min(pause, max(l.seen.Nudge, l.seen.TermTimeout))
+			}
+			waited, out = l.waitPoked(ctx, pause)
 		case !transient(reason):
 			return l.dropped(reason)
-		case reason == policy.Dying && !l.doomed.IsZero() && time.Since(l.doomed) >= l.r.timing.dying:
-			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.doomed).Round(time.Second), unix.SignalName(l.lethal)))
+		case reason == policy.Dying && !l.struck.IsZero() && time.Since(l.struck) >= l.r.timing.dying:
+			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.struck).Round(time.Second), unix.SignalName(l.lethal)))
 		default:
 			waited = true
-			wait := l.whilePutOff(reason)
-			l.putOff(reason, "its turn is put off")
+			wait := l.whileDeferred(reason)
+			l.hold(reason, cmp.Or(l.seen.Deferred, "deferred while "+string(reason)), time.Time{})
 			out = wait(ctx, l.r.timing.look)
 		}
 		if out != nil {
@@ -309,7 +189,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 // "" if one may.
 func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 	for failures := 1; ; failures++ {
-		seen, err := l.r.judge.Look(ctx, l.id)
+		seen, err := l.r.Judge.Look(ctx, l.id)
 		if ctx.Err() != nil {
 			return "", l.cancelled()
 		}
@@ -318,15 +198,15 @@ func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 			return "", l.failed(perr)
 		case dead:
 			return "", l.ended(ctx)
-		case err == nil && seen.Process.ID != l.id && l.stood && l.seen.Process.ID == l.id:
+		case err == nil && seen.Process.ID != l.id && l.another && l.seen.Process.ID == l.id:
 			return "", l.ended(ctx) // while nobody watched
 		case err == nil && seen.Process.ID != l.id:
 			// The number's owner lives and is another one, or was not found at all.
 			return policy.IdentityChanged, nil
 		case err == nil:
 			l.seen = seen
-			if seen.Pressed {
-				l.note(func() { l.hurry = true })
+			if seen.Pressure != policy.NoPressure {
+				l.locked(func() { l.hurry = true })
 			}
 			return doubt(&seen), nil
 		case failures == lookTries:
@@ -342,7 +222,7 @@ func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 // dying comes first: on its way out it may well have lost its zombies.
 func doubt(seen *Look) policy.Reason {
 	switch {
-	case policy.Deferred(&seen.Process) == policy.Dying:
+	case policy.Deferred(&seen.Process.Facts, policy.Circumstances{}) == policy.Dying:
 		return policy.Dying
 	case seen.Reason != "" && !transient(seen.Reason):
 		return seen.Reason
@@ -356,163 +236,110 @@ func doubt(seen *Look) policy.Reason {
 // waits for that.
 func transient(reason policy.Reason) bool {
 	switch reason {
-	case policy.Traced, policy.Stopped, policy.Frozen, policy.Dying, policy.Uninterruptible:
+	case policy.Traced, policy.Stopped, policy.Frozen, policy.Dying, policy.Uninterruptible,
+		policy.Waiting, policy.Foreign:
 		return true
 	}
 	return false
 }
 
-// deafToTerm says whether the kernel would drop a SIGTERM: it protects the init
-// of a pid namespace from signals without a handler. A blocked one it keeps, as
-// such an init may well fetch it with sigwait or a signalfd.
-func deafToTerm(p *task.Process) bool {
-	const term = 1 << (unix.SIGTERM - 1)
-	return p.NamespaceInit() && (p.SigCaught|p.SigBlocked)&term == 0
-}
-
-// oldZombies returns how many zombies the rule counted, and when the youngest of
-// them began to wait.
-func oldZombies(zombies []task.Zombie) (n int, youngest time.Duration) {
-	for i := range zombies {
-		youngest = max(youngest, zombies[i].Since())
-	}
-	return len(zombies), youngest
-}
-
-// waitingSince counts the zombies that began to wait by the given moment. Of
-// those that oldZombies counted it finds the ones that are still there, and
-// never one that came later; nor does a parent that always has some fresh
-// zombies seem to reap because of the nudge.
-func waitingSince(zombies []task.Zombie, moment time.Duration) (n int) {
-	for i := range zombies {
-		if zombies[i].Since() <= moment {
-			n++
-		}
-	}
-	return n
-}
-
-// send sends a signal, or in a dry run only says so.
-func (l *ladder) send(ctx context.Context, sig unix.Signal, message string) *Outcome {
-	if ctx.Err() != nil {
-		return l.cancelled()
-	}
-	l.dryRun = l.dryRun || l.r.isDryRun()
-	lethal := sig != unix.SIGCHLD
-	if !l.dryRun {
-		l.tried = true
-		switch err := l.proc.signal(sig); {
-		case errors.Is(err, errGone):
-			return l.ended(ctx)
-		case err != nil:
-			return l.failed(err)
-		}
-		l.signals++
-		l.before = l.seen
-		l.before.Zombies = nil
-		if lethal {
-			l.lethal = sig
-			l.sample = sample(l.seen.Zombies)
-			if l.doomed.IsZero() {
-				l.doomed = time.Now()
-			}
-		}
-	}
-	l.pause = l.seen.Nudge
-	if lethal {
-		l.pause = l.seen.TermTimeout
-		l.ticket.spend(l.dryRun)
-	}
-	if l.dryRun {
-		message = "dry run, not sent: " + message
-	}
-	l.emit(report.Event{Name: report.EventSignal, Signal: unix.SignalName(sig), Message: message})
-	return nil
-}
-
-// sample copies a few zombies, spread evenly.
-func sample(zombies []task.Zombie) []task.Zombie {
-	n := min(len(zombies), sampleSize)
-	few := make([]task.Zombie, n)
-	for i := range few {
-		few[i] = zombies[i*len(zombies)/n]
-	}
-	return few
-}
-
-// wait waits for the parent's death on the seat, but no longer than d. What was
+// wait waits for the parent's death with the slot, but no longer than d. What was
 // seen before is worth nothing after.
 func (l *ladder) wait(ctx context.Context, d time.Duration) *Outcome {
+	_, out := l.waitFor(ctx, d, nil)
+	return out
+}
+
+// waitPoked is wait that ends early, and says so, when there is reason to look again.
+func (l *ladder) waitPoked(ctx context.Context, d time.Duration) (poked bool, out *Outcome) {
+	return l.waitFor(ctx, d, l.poked)
+}
+
+func (l *ladder) waitFor(ctx context.Context, d time.Duration, poked <-chan struct{}) (bool, *Outcome) {
 	l.forget()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return nil
+		return false, nil
+	case <-poked:
+		return true, nil
 	case <-l.proc.dead:
-		return l.ended(ctx)
+		return false, l.ended(ctx)
 	case <-ctx.Done():
-		return l.cancelled()
+		return false, l.cancelled()
 	}
 }
 
-// rest is wait for one whose turn may not come for long. It gives its seat to who
-// wants one.
-func (l *ladder) rest(ctx context.Context, d time.Duration) *Outcome {
-	if !l.r.seats.wanted() {
-		return l.wait(ctx, d)
+// waitReleasingSlot is waitPoked for one whose turn may not come for long. It gives
+// its slot to who wants one.
+func (l *ladder) waitReleasingSlot(ctx context.Context, d time.Duration) *Outcome {
+	if !l.r.slots.wanted() {
+		_, out := l.waitPoked(ctx, d)
+		return out
 	}
-	l.stand()
+	l.releaseSlot()
 	select {
 	case <-time.After(d):
-		return l.sit(ctx)
+	case <-l.poked:
 	case <-ctx.Done():
 		return l.cancelled()
 	}
+	return l.acquireSlot(ctx)
 }
 
 // forget lets go of what was seen, of which the zombies can be many megabytes.
 func (l *ladder) forget() {
 	l.sure = false
-	l.seen.Zombies = nil
+	l.seen.Old = nil
 }
 
-// takeTicket gets leave to kill, and waits if it must.
+// takeTicket gets leave to kill, and waits if it must. The caller looks again
+// after, and may have to call it again.
 func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 	if l.ticket == nil {
-		l.ticket = l.r.limits.take(l.workload)
+		l.ticket = l.r.limits.take(l.id, l.who, l.seen.Pressure)
 	} else {
 		l.ticket.resume()
 	}
-	if l.note(func() { l.waiting = l.ticket }) {
+	if l.locked(func() { l.waiting = l.ticket }) {
 		l.ticket.hurry()
 	}
-	defer l.note(func() { l.waiting = nil })
+	defer l.locked(func() { l.waiting = nil })
 	select {
 	case <-l.ticket.answer:
 	default:
-		l.putOff(policy.RateLimited, "its turn comes when the limits leave room")
-		if out := l.queue(ctx); out != nil {
+		waits := l.ticket.waitsFor()
+		l.hold(policy.RateLimited, waits.message, waits.until)
+		answered, out := l.queue(ctx)
+		if out != nil {
 			return out
 		}
+		if !answered {
+			return l.ensureSlot(ctx)
+		}
 	}
-	switch until := l.ticket.refused; {
-	case !until.IsZero():
-		return l.exhausted(until)
-	case l.proc == nil:
-		return l.sit(ctx)
+	if l.ticket.refused != nil {
+		return l.exhausted(l.ticket.refused)
 	}
-	return nil
+	return l.ensureSlot(ctx)
 }
 
-// queue waits for the answer to the ticket, and gives its seat to who wants one.
-// That the parent has died is worth a look in between: others wait for what its
-// ladder waits for.
-func (l *ladder) queue(ctx context.Context) *Outcome {
+func (l *ladder) ensureSlot(ctx context.Context) *Outcome {
+	if l.proc != nil {
+		return nil
+	}
+	return l.acquireSlot(ctx)
+}
+
+// queue waits for the answer to the ticket, and gives its slot to who wants one. It
+// returns early when there is reason to look again. That the parent has died is
+// worth a look in between: others wait for what its ladder waits for.
+func (l *ladder) queue(ctx context.Context) (answered bool, out *Outcome) {
 	l.forget()
 	for {
-		if l.proc != nil && l.r.seats.wanted() {
-			l.stand()
+		if l.proc != nil && l.r.slots.wanted() {
+			l.releaseSlot()
 		}
 		pause, dead := l.r.timing.check, (<-chan struct{})(nil)
 		if l.proc != nil {
@@ -520,70 +347,106 @@ func (l *ladder) queue(ctx context.Context) *Outcome {
 		}
 		select {
 		case <-l.ticket.answer:
-			return nil
+			return true, nil
+		case <-l.poked:
+			return false, nil
 		case <-dead:
-			return l.ended(ctx)
+			return false, l.ended(ctx)
 		case <-time.After(pause):
 			if l.proc == nil && gone(l.id.PID) {
-				return l.ended(ctx)
+				return false, l.ended(ctx)
 			}
 		case <-ctx.Done():
-			return l.cancelled()
+			return false, l.cancelled()
 		}
 	}
 }
 
-// note changes what r.mu guards, and says whether the ladder is in a hurry.
-func (l *ladder) note(change func()) (hurry bool) {
+// locked changes what r.mu guards, and says whether the ladder is in a hurry.
+func (l *ladder) locked(change func()) (hurry bool) {
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
 	change()
 	return l.hurry
 }
 
-// whilePutOff lets go of what others wait for, as what holds the parent up may
-// do so for ever, and returns how to wait for the end of that. But one that was
-// sent a signal and is dying may well take others along, so that is waited for
-// like any death, for as long as it is likely.
-func (l *ladder) whilePutOff(reason policy.Reason) (wait func(context.Context, time.Duration) *Outcome) {
-	if reason == policy.Dying && !l.doomed.IsZero() && time.Since(l.doomed) < l.r.timing.kill {
-		return l.wait
-	}
-	if l.ticket != nil {
-		l.ticket.leave()
-		if !l.ticket.spent {
-			l.ticket = nil
-		}
-	}
-	return l.rest
+// remember changes what is known of the parent beyond this ladder.
+func (l *ladder) remember(change func(*record)) {
+	l.locked(func() { change(l.r.history.of(l.id, time.Now())) })
 }
 
-// putOff says, once, why no signal is sent for now.
-func (l *ladder) putOff(reason policy.Reason, message string) {
-	changed := false
-	l.note(func() {
-		changed = l.reason != reason
-		l.reason = reason
+// whileDeferred releases what others wait for, as what holds the parent up may do
+// so for ever, and returns how to wait for the end of that. But one that was sent a
+// signal and is dying may well take others along, so that is waited for like any
+// death, for as long as it is likely.
+func (l *ladder) whileDeferred(reason policy.Reason) (wait func(context.Context, time.Duration) *Outcome) {
+	if reason == policy.Dying && !l.struck.IsZero() && time.Since(l.struck) < l.r.timing.kill {
+		return l.wait
+	}
+	l.releaseTicket()
+	return l.waitReleasingSlot
+}
+
+func (l *ladder) releaseTicket() {
+	if l.ticket == nil {
+		return
+	}
+	l.ticket.release()
+	if !l.ticket.spent {
+		l.ticket = nil
+	}
+}
+
+// hold says why no signal is sent for now, and again when that is news.
+func (l *ladder) hold(reason policy.Reason, message string, until time.Time) {
+	news := false
+	l.remember(func(r *record) {
+		changed := l.status.Reason != reason
+		l.status = Status{reason, message, until}
+		news = r.news(string(reason), changed, l.seen.Zombies, time.Now())
 	})
-	if changed {
-		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: message})
+	if news {
+		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: l.withNotes(message), Until: until})
 	}
 }
 
 // dropped ends the ladder for a reason that will not pass.
 func (l *ladder) dropped(reason policy.Reason) *Outcome {
-	if reason == policy.Recovered && l.signals > 0 && l.reaped() {
-		l.emit(report.Event{Name: report.EventReaped, Message: "it reaped and lives"})
-		return &Outcome{Result: Reaped}
+	done := l.nudges > 0 || l.inside.Reaped > 0 || l.lethal != 0
+	if reason == policy.Recovered && done && l.reaped() {
+		e := l.reapedEvent()
+		l.emit(e)
+		return &Outcome{Result: Reaped, Message: e.Message}
 	}
-	message := "no signal is sent"
-	if l.signals > 0 {
-		message = "no further signal is sent"
+	message := "no signal sent"
+	if done {
+		message = "no further signal sent"
 	}
-	if reason == policy.Recovered && l.signals > 0 {
-		message += ": it has not reaped, but the rule asks for more now"
+	if reason == policy.Recovered {
+		message += ": below the rule"
+		if done {
+			message = "no further signal sent: it has not reaped, but the rule asks for more now"
+		}
 	}
-	return l.spared(reason, message)
+	return l.spared(report.Event{Reason: string(reason), Message: message})
+}
+
+// reapedEvent tells of a parent that lives on.
+func (l *ladder) reapedEvent() report.Event {
+	e := report.Event{
+		Name: report.EventReaped, By: "parent",
+		Message: fmt.Sprintf("parent reaped after SIGCHLD; %d zombies left", l.seen.Reapable),
+	}
+	switch {
+	case l.inside.Reaped > 0:
+		e.By, e.Reaped, e.Stopped = "kzr", l.inside.Reaped, l.inside.Stopped
+		e.Message = fmt.Sprintf("reaped %d zombies inside it, which stood still for at most %s; %d left",
+			l.inside.Reaped, l.inside.Stopped.Round(100*time.Microsecond), l.seen.Reapable)
+	case l.lethal != 0:
+		e.Message = fmt.Sprintf("parent reaped after %s; %d zombies left", unix.SignalName(l.lethal), l.seen.Reapable)
+	}
+	e.Message = l.withNotes(e.Message)
+	return e
 }
 
 // reaped says whether a parent that no longer meets the rule has reaped since the
@@ -595,25 +458,34 @@ func (l *ladder) reaped() bool {
 	return now.Reapable < then.Reapable || now.Threshold <= then.Threshold && now.Grace <= then.Grace
 }
 
-// exhausted ends the ladder of a parent whose workload has lost enough.
-func (l *ladder) exhausted(until time.Time) *Outcome {
-	out := l.spared(policy.Backoff, "its workload has had all the kills that limits.perWorkload allows")
-	out.Until = until
-	return out
+// exhausted ends the ladder of a parent whose workload has lost enough. It is tried
+// again and again, and said when that is news.
+func (l *ladder) exhausted(why *refusal) *Outcome {
+	message := l.withNotes(why.message)
+	news := false
+	l.remember(func(r *record) {
+		news = r.backoffNews(why, l.seen.Zombies, time.Now())
+	})
+	if news {
+		l.emit(report.Event{Name: report.EventSpared, Reason: string(policy.Backoff), Message: message, Until: why.until})
+	}
+	return &Outcome{Result: Spared, Reason: policy.Backoff, Until: why.until, Message: message}
 }
 
-func (l *ladder) spared(reason policy.Reason, message string) *Outcome {
-	l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: message})
-	return &Outcome{Result: Spared, Reason: reason}
+func (l *ladder) spared(e report.Event) *Outcome {
+	e.Name = report.EventSpared
+	e.Message = l.withNotes(e.Message)
+	l.emit(e)
+	return &Outcome{Result: Spared, Reason: policy.Reason(e.Reason), Message: e.Message}
 }
 
 // ended is for a parent that is dead.
 func (l *ladder) ended(ctx context.Context) *Outcome {
 	if l.lethal == 0 {
-		return l.spared(policy.Recovered, "it ended by itself")
+		return l.spared(report.Event{Reason: string(policy.Recovered), Message: "it ended by itself"})
 	}
 	moved, err := l.moved(ctx)
-	message := fmt.Sprintf("it ended after %s", unix.SignalName(l.lethal))
+	message := fmt.Sprintf("ended after %s", unix.SignalName(l.lethal))
 	switch {
 	case err != nil:
 		message += "; what became of its zombies is not known: " + err.Error()
@@ -630,8 +502,9 @@ func (l *ladder) ended(ctx context.Context) *Outcome {
 		}
 		message += where.String()
 	}
+	message = l.withNotes(message)
 	l.emit(report.Event{Name: report.EventTerminated, Message: message})
-	return &Outcome{Result: Terminated}
+	return &Outcome{Result: Terminated, Message: message}
 }
 
 // moved says who has the zombies of the dead parent and does not reap them. By
@@ -645,7 +518,7 @@ func (l *ladder) moved(ctx context.Context) (moved map[task.ID]int, err error) {
 		case <-ctx.Done():
 			return moved, ctx.Err()
 		}
-		moved, err = l.r.judge.Holders(ctx, l.sample)
+		moved, err = l.r.Judge.Holders(ctx, l.sample)
 		if err != nil || len(moved) == 0 || !time.Now().Before(end) {
 			return moved, err
 		}
@@ -655,24 +528,23 @@ func (l *ladder) moved(ctx context.Context) (moved map[task.ID]int, err error) {
 
 // rehearsed ends a dry run that came to the last step.
 func (l *ladder) rehearsed() *Outcome {
-	l.emit(report.Event{
-		Name:    report.EventGaveUp,
-		Message: fmt.Sprintf("dry run: nothing was sent, and it still holds %d zombies", l.seen.Reapable),
-	})
-	return &Outcome{Result: Rehearsed}
+	message := l.withNotes(fmt.Sprintf("dry run: nothing was sent; %d zombies left", l.seen.Reapable))
+	l.emit(report.Event{Name: report.EventGaveUp, Message: message})
+	return &Outcome{Result: Rehearsed, Message: message}
 }
 
 // failed ends a ladder that cannot go on.
 func (l *ladder) failed(err error) *Outcome {
-	l.emit(report.Event{Name: report.EventGaveUp, Message: err.Error()})
-	return &Outcome{Result: GaveUp, Tried: l.tried}
+	message := l.withNotes(err.Error())
+	l.emit(report.Event{Name: report.EventGaveUp, Message: message})
+	return &Outcome{Result: GaveUp, Tried: l.tried, Message: message}
 }
 
-// cancelled ends the ladder because kzr stops. If signals were sent, the trail
-// must not just break off.
+// cancelled ends the ladder because kzr stops. If anything was done, the trail must
+// not just break off.
 func (l *ladder) cancelled() *Outcome {
-	if l.signals > 0 {
-		l.emit(report.Event{Name: report.EventGaveUp, Message: "kzr is stopping: no further signal is sent"})
+	if l.nudges > 0 || l.inside.Reaped > 0 || l.lethal != 0 {
+		l.emit(report.Event{Name: report.EventGaveUp, Message: l.withNotes("kzr is stopping: no further signal sent")})
 	}
 	return &Outcome{Result: Cancelled}
 }
@@ -682,7 +554,8 @@ func (l *ladder) emit(e report.Event) {
 	p := l.seen.Process
 	p.ID = l.id
 	e.Time = time.Now()
-	e.Process, e.Zombies, e.Oldest, e.Rule = &p, l.seen.Reapable, l.seen.Oldest, l.seen.Rule
+	e.Process, e.Oldest, e.Rule = &p, l.seen.Oldest, l.seen.Rule
+	e.Zombies, e.Reapable = l.seen.Zombies, l.seen.Reapable
 	e.DryRun = l.dryRun
-	l.r.report(e)
+	l.r.Report(e)
 }

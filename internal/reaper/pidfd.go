@@ -2,6 +2,7 @@ package reaper
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -117,6 +118,14 @@ func (p *pidfd) signal(sig unix.Signal) (err error) {
 		return fmt.Errorf("sending %s through pidfd: %w", cmp.Or(unix.SignalName(sig), "signal 0"), err)
 	}
 	return nil
+}
+
+// reap lets zombies be reaped in the name of the thread group.
+func (p *pidfd) reap(ctx context.Context, inside Inside, look *Look) (done Insided, err error) {
+	if cerr := p.conn.Control(func(fd uintptr) { done, err = inside.Reap(ctx, int(fd), look) }); cerr != nil {
+		err = cerr
+	}
+	return done, err
 }
 
 // close releases the handle and the goroutine that watched it.

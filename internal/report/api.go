@@ -66,8 +66,9 @@ type Status struct {
 	LastSweep    time.Time `json:"lastSweep"`
 	SweepSeconds float64   `json:"sweepSeconds"` // how long it took
 
-	NextSweep    time.Time `json:"-"` // due at the latest, zero before the first
-	ReloadFailed bool      `json:"-"` // the last one changed nothing; why is among the problems
+	Workloads    []Workload `json:"-"` // those with zombies, for metrics
+	NextSweep    time.Time  `json:"-"` // due at the latest, zero before the first
+	ReloadFailed bool       `json:"-"` // the last one changed nothing; why is among the problems
 }
 
 // Detail is GET /v1/parents/{pid}: all that helps to understand one parent.
@@ -81,6 +82,18 @@ type Detail struct {
 	NSPID   []int           `json:"nspid"`  // its pid in each pid namespace from kzr's inwards; never null
 	Unseen  []string        `json:"unseen"` // what could not be read; never null
 	Tracer  int             `json:"tracer"` // pid of its own tracer, 0 if none
+	// TracerIsChild says that this tracer is a child of its own, as a process that
+	// wants to be left alone arranges it.
+	TracerIsChild bool   `json:"tracerIsChild"`
+	WChan         string `json:"wchan"`     // the kernel function that it sleeps in, "" if not known
+	Exiting       bool   `json:"exiting"`   // it is dying, and something holds its end up
+	Subreaper     bool   `json:"subreaper"` // it adopts the orphans below it
+	// WaitsFor is the one live child whose end it waits for in the kernel, null if
+	// there is none: it will reap the others after.
+	WaitsFor *Relative `json:"waitsFor"`
+	// BlockedBy are, of a container's init that is dying, those whose dead children or
+	// tracees in that pid namespace it has to wait for; never null.
+	BlockedBy []Blocker `json:"blockedBy"`
 	// Of its zombies, those that it cannot reap: held by a tracer (one such is
 	// named), or dead leaders whose other threads live on.
 	TracedZombies int `json:"tracedZombies"`
@@ -88,10 +101,21 @@ type Detail struct {
 	DeadLeaders   int `json:"deadLeaders"`
 
 	Signals Signals `json:"signals"`
-	// Waits says whether it has ever reaped a child, maybe as another program
+	// HasReaped says whether it has ever reaped a child, maybe as another program
 	// before its last exec: null if not known.
-	Waits *bool      `json:"waits"`
-	Pids  *PidsLimit `json:"pids"` // its cgroup's limit on tasks, null if none is known
+	HasReaped *bool      `json:"hasReaped"`
+	Pids      *PidsLimit `json:"pids"` // of the limits on its cgroup's path, the one nearest to full; null if none is known
+	// WorkloadTotal is the sum over its workload, null if it is not known.
+	WorkloadTotal *Workload `json:"workloadTotal"`
+	// ZombieOrigins say which containers its zombies came from, most first; never
+	// null. Those from its own container are left out.
+	ZombieOrigins []Origin `json:"zombieOrigins"`
+	// LimitsUsed are the limits on kills that are used up and concern it; never null.
+	LimitsUsed []LimitUsed `json:"limitsUsed"`
+	// ReapInside says whether kzr can reap inside it, null if nobody has looked.
+	ReapInside *ReapInside `json:"reapInside"`
+	// KillTakes is what SIGKILL would take along, null if it is not known.
+	KillTakes *KillTakes `json:"killTakes"`
 
 	Ancestors    []Relative `json:"ancestors"` // from its parent up to pid 1; never null
 	Children     []Relative `json:"children"`  // live ones, the first by pid; never null
@@ -105,10 +129,66 @@ type Detail struct {
 	RuleUnsure bool    `json:"ruleUnsure"`
 	Threshold  int     `json:"threshold"`
 	Grace      float64 `json:"graceSeconds"`
+	// Pressure is workload or node if one of its pid limits is nearly reached and its
+	// zombies are a reason, else "".
+	Pressure string `json:"pressure"`
+	// Ladder is what happens to it when it meets its rule, one step after the other;
+	// never null.
+	Ladder []Step `json:"ladder"`
 	// Plan says what kzr does about it and when, in sentences; never null.
 	Plan []string `json:"plan"`
 	// Advice is for its owner, in sentences; never null.
 	Advice []string `json:"advice"`
+}
+
+// Step is one step of the ladder.
+type Step struct {
+	Step    string  `json:"step"`        // SIGCHLD, reap, SIGTERM or SIGKILL
+	Wait    float64 `json:"waitSeconds"` // for its effect
+	Skipped string  `json:"skipped"`     // why it is left out, "" if it is done
+}
+
+// Blocker is a process that a dying container init has to wait for.
+type Blocker struct {
+	PID   int    `json:"pid"`
+	Comm  string `json:"comm"`
+	Dead  int    `json:"dead"`  // processes of that pid namespace that it has not reaped
+	Trace bool   `json:"trace"` // it traces them rather than being their parent
+}
+
+// Origin is a container that zombies came from.
+type Origin struct {
+	Namespace   string `json:"namespace"`
+	Pod         string `json:"pod"`
+	Container   string `json:"container"`
+	ContainerID string `json:"containerId"`
+	Count       int    `json:"count"`
+}
+
+// LimitUsed is a limit on kills that is used up.
+type LimitUsed struct {
+	Name  string    `json:"name"` // killsPerMinute, perWorkload, or pause: the doubling one under pressure
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// ReapInside is what kzr knows of reaping inside a parent.
+type ReapInside struct {
+	Possible bool   `json:"possible"`
+	Refusal  string `json:"refusal"` // why not, as in `its seccomp filter forbids wait4`; "" if possible
+	Times    int    `json:"times"`   // how often it was done
+}
+
+// KillTakes is what ends, or loses its parent, with a process.
+type KillTakes struct {
+	Processes int `json:"processes"` // in the pid namespace that ends with it, without itself; 0 if none does
+	// Sessions are those of them that came from outside: exec'd shells, probes, builds.
+	// The first 20 by pid; never null.
+	Sessions []Relative `json:"sessions"`
+	// Containers are the other containers of the pod that share the pid namespace;
+	// never null.
+	Containers []string `json:"containers"`
+	Orphans    int      `json:"orphans"` // live children that get another parent
 }
 
 // Signals is what a process does with the signals of the ladder: each of
@@ -120,7 +200,7 @@ type Signals struct {
 	TermBlocked bool   `json:"sigtermBlocked"`
 }
 
-// PidsLimit is the nearest limit of a pids cgroup.
+// PidsLimit is a limit on tasks of a pids cgroup.
 type PidsLimit struct {
 	Cgroup  string `json:"cgroup"`
 	Current int    `json:"current"`
@@ -150,20 +230,26 @@ const sampleSize = 20
 // left out of the sample.
 func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 	d := Detail{
-		Parent:    NewParent(p, c),
-		Inner:     sanitizeContainer(p.Inner),
-		Unit:      Sanitize(p.Unit),
-		Threads:   p.Threads,
-		NSPID:     append([]int{}, p.NSPID...),
-		Unseen:    sanitizeAll(p.Unseen),
-		Tracer:    p.Tracer.PID,
-		Signals:   signals(p),
-		Waits:     &p.Waited,
-		Ancestors: []Relative{},
-		Children:  []Relative{},
-		Sample:    []ZombieChild{},
-		Plan:      []string{},
-		Advice:    []string{},
+		Parent:        NewParent(p, c),
+		Exiting:       p.Exiting,
+		Subreaper:     p.Subreaper,
+		BlockedBy:     []Blocker{},
+		ZombieOrigins: []Origin{},
+		LimitsUsed:    []LimitUsed{},
+		Inner:         sanitizeContainer(p.Inner),
+		Unit:          Sanitize(p.Unit),
+		Threads:       p.Threads,
+		NSPID:         append([]int{}, p.NSPID...),
+		Unseen:        sanitizeAll(p.Unseen),
+		Tracer:        p.Tracer.PID,
+		Signals:       signals(p),
+		HasReaped:     &p.Waited,
+		Ancestors:     []Relative{},
+		Children:      []Relative{},
+		Sample:        []ZombieChild{},
+		Ladder:        []Step{},
+		Plan:          []string{},
+		Advice:        []string{},
 	}
 	if c != nil {
 		d.TracedZombies, d.ZombieTracer, d.DeadLeaders = c.Traced, c.Tracer.PID, c.Leaders

@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNoDaemon means that nobody listens on the socket.
-var ErrNoDaemon = errors.New("no kzr daemon answers")
+var ErrNoDaemon = errors.New("no kzr daemon is running")
 
 // Bounds on what a client reads: the other end may not be kzr.
 const (
@@ -82,14 +82,21 @@ type StreamEvent struct {
 	Exe            string    `json:"exe,omitempty"`
 	UID            uint32    `json:"uid,omitempty"`
 	Zombies        int       `json:"zombies,omitempty"`
-	Oldest         float64   `json:"oldest,omitempty"` // seconds
+	Reapable       int       `json:"reapable,omitempty"`
+	OldestSeconds  float64   `json:"oldestSeconds,omitempty"`
 	Container      string    `json:"container,omitempty"`
+	ContainerID    string    `json:"container_id,omitempty"`
 	Pod            string    `json:"pod,omitempty"`
 	Namespace      string    `json:"namespace,omitempty"`
+	Workload       string    `json:"workload,omitempty"`
+	Node           string    `json:"node,omitempty"`
 	Rule           string    `json:"rule,omitempty"`
 	Signal         string    `json:"signal,omitempty"`
 	DryRun         bool      `json:"dry_run,omitempty"`
+	Overridden     bool      `json:"limits_overridden,omitempty"`
+	By             string    `json:"by,omitempty"`
 	Reason         string    `json:"reason,omitempty"`
+	Until          time.Time `json:"until,omitzero"`
 	Child          int       `json:"child,omitempty"` // pid of the zombie of EventZombie
 	ChildStartTime uint64    `json:"child_starttime,omitempty"`
 	Count          uint64    `json:"count,omitempty"`
@@ -182,5 +189,5 @@ func (c *Client) open(ctx context.Context, path string) (io.ReadCloser, error) {
 	} else if resp.StatusCode == http.StatusNotFound {
 		return nil, ErrNotFound
 	}
-	return nil, fmt.Errorf("the daemon on %s says: %s", c.path, Sanitize(p.Error))
+	return nil, fmt.Errorf("daemon on %s: %s", c.path, Sanitize(p.Error))
 }

@@ -28,12 +28,18 @@ func NewParent(p *task.Process, c *task.Children) Parent {
 		UID:       p.UID,
 		Cgroup:    Sanitize(p.Cgroup),
 		Container: sanitizeContainer(p.Container),
+		Workload:  Sanitize(p.Workload),
 	}
 	if p.State != 0 {
 		out.State = Sanitize(string(rune(p.State)))
 	}
 	if c != nil {
-		out.Zombies, out.Countable = c.Total(), len(c.Reapable)
+		out.Zombies, out.Reapable = c.Total(), len(c.Reapable)
+		for _, z := range c.Reapable {
+			if z.Has(task.Adopted) {
+				out.Adopted++
+			}
+		}
 	}
 	return out
 }
@@ -68,29 +74,43 @@ func sanitizeContainer(c *task.Container) *task.Container {
 	}
 }
 
-// Sort puts the parents in the document's order: most reapable zombies first,
-// then most zombies, then by pid.
+// Sort puts the parents in the document's order, most reapable zombies first, then
+// most zombies, then by pid; and the workloads, most zombies first, then by name.
 func (d *Document) Sort() {
+	slices.SortFunc(d.Workloads, compareWorkloads)
 	slices.SortFunc(d.Parents, func(a, b Parent) int {
-		return cmp.Or(cmp.Compare(b.Countable, a.Countable), cmp.Compare(b.Zombies, a.Zombies),
+		return cmp.Or(cmp.Compare(b.Reapable, a.Reapable), cmp.Compare(b.Zombies, a.Zombies),
 			cmp.Compare(a.PID, b.PID), cmp.Compare(a.StartTime, b.StartTime))
 	})
 }
 
-// Limit keeps the first n parents of a sorted document and counts the others as
-// omitted. The totals stay those of the whole node.
+func compareWorkloads(a, b Workload) int {
+	return cmp.Or(cmp.Compare(b.Zombies, a.Zombies), cmp.Compare(a.Name, b.Name))
+}
+
+// Limit keeps the first n parents and workloads of a sorted document and counts the
+// others as omitted. The totals stay those of the whole node.
 func (d *Document) Limit(n int) {
 	if len(d.Parents) > n {
 		d.Omitted += len(d.Parents) - n
 		d.Parents = d.Parents[:n]
+	}
+	if len(d.Workloads) > n {
+		d.OmittedWorkloads += len(d.Workloads) - n
+		d.Workloads = d.Workloads[:n]
 	}
 }
 
 // EncodeJSON renders a Document, Status or Detail as every part of kzr does: one
 // line that ends in a newline, with < and & as they are.
 func EncodeJSON(v any) ([]byte, error) {
-	if d, ok := v.(Document); ok && d.Parents == nil {
-		d.Parents = []Parent{}
+	if d, ok := v.(Document); ok {
+		if d.Parents == nil {
+			d.Parents = []Parent{}
+		}
+		if d.Workloads == nil {
+			d.Workloads = []Workload{}
+		}
 		v = d
 	}
 	var b bytes.Buffer
@@ -161,6 +181,14 @@ func Command(p Parent) string {
 		return Sanitize(s)
 	}
 	return "[" + Sanitize(p.Comm) + "]"
+}
+
+// Oldest is the age of its oldest reapable zombie, false if that is not known.
+func (p *Parent) Oldest() (time.Duration, bool) {
+	if p.OldestSeconds == nil {
+		return 0, false
+	}
+	return time.Duration(*p.OldestSeconds * float64(time.Second)), true
 }
 
 // Age is a duration for a narrow column: 0s, 42s, 5m12s, 3h05m, 2d04h.

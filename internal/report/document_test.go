@@ -11,31 +11,39 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/charmbracelet/x/ansi"
+
 	"kzr/internal/task"
 )
 
 func children(n int) *task.Children {
-	c := &task.Children{Traced: 2, Tracer: 99, Leaders: 1}
+	c := &task.Children{Traced: 2, Tracer: task.ID{PID: 99}, Leaders: 1}
 	for i := range n {
-		c.Reapable = append(c.Reapable, task.NewZombie(1000+i, uint64(i), time.Duration(i)*time.Second))
+		c.Reapable = append(c.Reapable, task.NewZombie(1000+i, uint64(i), time.Duration(i)*time.Second, 0))
+	}
+	if n > 0 {
+		c.Reapable[0] = task.NewZombie(1000, 0, 0, task.Adopted)
 	}
 	return c
 }
 
 func TestDocumentJSON(t *testing.T) {
 	p := NewParent(leaker(), children(3))
-	p.OldestSeconds, p.Verdict = 2.5, "watch"
+	p.OldestSeconds, p.Verdict = new(2.5), "watch"
 	deadline := 57.5
 	p.DeadlineSeconds = &deadline
-	got, err := EncodeJSON(Document{Time: noon, Host: "node1", Source: task.SourceBPF, Tasks: 300, Zombies: 6, Parents: []Parent{p}})
+	got, err := EncodeJSON(Document{Time: noon, Host: "node1", Source: task.SourceBPF, Tasks: 300, Zombies: 6, Parents: []Parent{p},
+		Workloads: []Workload{{"prod/api-7f/app", 6, 1, new(90), new(100), new(120.0), new(300.0)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := `{"time":"2026-03-04T12:00:00.007Z","host":"node1","source":"bpf","tasks":300,"zombies":6,"parents":[` +
 		`{"pid":4242,"starttime":9917,"comm":"sh","exe":"/bin/busybox","cmdline":["sh","-c","while :; do :; done"],` +
 		`"uid":1000,"state":"S","cgroup":"","container":{"runtime":"containerd","id":"` + strings.Repeat("ab", 32) +
-		`","podUID":"u-1","pod":"api-7f","namespace":"prod","name":"app","image":"img:1"},"zombies":6,"countable":3,` +
-		`"oldestSeconds":2.5,"verdict":"watch","reason":"","deadlineSeconds":57.5}]}` + "\n"
+		`","podUID":"u-1","pod":"api-7f","namespace":"prod","name":"app","image":"img:1"},"workload":"prod/api-7f/app",` +
+		`"zombies":6,"reapable":3,"adopted":1,"oldestSeconds":2.5,"ratePerHour":null,"verdict":"watch","reason":"","until":null,` +
+		`"deadlineSeconds":57.5}],"workloads":[{"name":"prod/api-7f/app","zombies":6,"parents":1,"pids":90,"pidsLimit":100,` +
+		`"ratePerHour":120,"fullInSeconds":300}]}` + "\n"
 	if string(got) != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
@@ -54,7 +62,7 @@ func TestDocumentJSONEmpty(t *testing.T) {
 		}
 	}
 	got, _ = EncodeJSON(NewDetail(&task.Process{}, nil, 0))
-	if n := strings.Count(string(got), "null"); n != 4 { // container, inner, deadline, pids
+	if n := strings.Count(string(got), "null"); n != 11 { // whatever is not known
 		t.Errorf("%d nulls in %s", n, got)
 	}
 }
@@ -82,7 +90,7 @@ func TestDocumentHostile(t *testing.T) {
 		d.Parents[0].Comm, d.Parents[0].Reason = tt.raw, tt.raw
 		for _, width := range []int{0, 40, 80} {
 			var b strings.Builder
-			if err := WriteTable(&b, d, width); err != nil {
+			if err := WriteTable(&b, d, width, false); err != nil {
 				t.Fatal(err)
 			}
 			for line := range strings.Lines(b.String()) {
@@ -149,9 +157,9 @@ func FuzzDocument(f *testing.F) {
 				t.Fatalf("%d lines instead of 6:\n%s", n, table)
 			}
 			// Who and command give way to the other columns, down to a floor.
-			others := 2*(columns-1) + len("4242") + len("ZOMBIES") + len("OLDEST") + max(len("VERDICT"), textWidth(verdict(parent)))
+			others := 2*(len(narrowColumns)-1) + len("4242") + len("ZOMBIES") + len("OLDEST") + max(len("VERDICT"), ansi.StringWidth(verdict(&parent)))
 			row := strings.Split(table, "\n")[3]
-			if n := textWidth(row); width > 0 && n > max(int(width), others+2*floor) {
+			if n := ansi.StringWidth(row); width > 0 && n > max(int(width), others+2*floor) {
 				t.Errorf("%d columns at width %d: %s", n, width, row)
 			}
 		}
@@ -202,7 +210,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		for _, width := range []int{0, 1, 80} {
 			var b strings.Builder
-			if err := WriteTable(&b, d, width); err != nil {
+			if err := WriteTable(&b, d, width, false); err != nil {
 				t.Fatal(err)
 			}
 			want := 1
@@ -241,8 +249,8 @@ func TestCmdlineIsBounded(t *testing.T) {
 
 func TestSortAndLimit(t *testing.T) {
 	d := Document{Zombies: 100, Parents: []Parent{
-		{PID: 9, Countable: 1, Zombies: 1}, {PID: 4, Countable: 5, Zombies: 5}, {PID: 3, Countable: 5, Zombies: 5},
-		{PID: 8, Countable: 1, Zombies: 50}, {PID: 1, Countable: 60, Zombies: 60},
+		{PID: 9, Reapable: 1, Zombies: 1}, {PID: 4, Reapable: 5, Zombies: 5}, {PID: 3, Reapable: 5, Zombies: 5},
+		{PID: 8, Reapable: 1, Zombies: 50}, {PID: 1, Reapable: 60, Zombies: 60},
 	}}
 	d.Sort()
 	d.Limit(4)
@@ -296,7 +304,7 @@ func tableOf(t *testing.T, width int, parents ...Parent) string {
 	for _, p := range parents {
 		d.Zombies += p.Zombies
 	}
-	if err := WriteTable(&b, d, width); err != nil {
+	if err := WriteTable(&b, d, width, false); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -308,15 +316,15 @@ func TestTable(t *testing.T) {
 
   PID  WHO           COMMAND   ZOMBIES  OLDEST  VERDICT
  4242  prod/api/app  sleep 1d       60   1m01s  spared rate_limited
-   17  sshd.service  [sshd]          8     20s  watch, due in 42s
+   17  sshd.service  [sshd]          8     20s  watch, eligible in 42s
 98765  uid 1000      [a]        0 of 2       -  watch
 
 "N of M": the parent could reap N; a tracer or live threads hold the others
 `
 	got := tableOf(t, 80,
 		Parent{PID: 4242, Container: &task.Container{Namespace: "prod", Pod: "api", Name: "app"}, Cmdline: []string{"sleep", "1d"},
-			Zombies: 60, Countable: 60, OldestSeconds: 61, Verdict: "spared", Reason: "rate_limited"},
-		Parent{PID: 17, Cgroup: "/system.slice/sshd.service", Comm: "sshd", Zombies: 8, Countable: 8, OldestSeconds: 20,
+			Zombies: 60, Reapable: 60, OldestSeconds: new(float64(61)), Verdict: "spared", Reason: "rate_limited"},
+		Parent{PID: 17, Cgroup: "/system.slice/sshd.service", Comm: "sshd", Zombies: 8, Reapable: 8, OldestSeconds: new(float64(20)),
 			Verdict: "watch", DeadlineSeconds: &deadline},
 		Parent{PID: 98765, UID: 1000, Comm: "a", Cmdline: []string{""}, Zombies: 2, Verdict: "watch"})
 	if got != want {
@@ -327,13 +335,42 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestWideTable(t *testing.T) {
+	until := time.Date(2026, 3, 4, 13, 30, 0, 0, time.Local)
+	d := Document{Host: "node1", Source: task.SourceBPF, Tasks: 4000, Zombies: 62, Parents: []Parent{
+		{PID: 4242, State: "S", UID: 1000, Container: &task.Container{Namespace: "prod", Pod: "api", Name: "app"}, Cmdline: []string{"sleep", "1d"},
+			Zombies: 62, Reapable: 60, Adopted: 58, OldestSeconds: new(float64(61)), RatePerHour: new(120.4), Verdict: "spared", Reason: "rate_limited", Until: &until},
+	}, Workloads: []Workload{
+		{"prod/api/app", 62, 1, new(90), new(100), new(120.0), new(300.0)}, {Name: "many", Zombies: 9, Parents: 9}, {Name: "root", Zombies: 1, Parents: 1},
+	}}
+	const wide = `node1: 62 zombies under 1 parent, 4000 tasks (bpf)
+
+ PID  ST   UID  WHO           COMMAND   ZOMBIES  REAPABLE  ADOPTED  OLDEST  PER HOUR  VERDICT
+4242  S   1000  prod/api/app  sleep 1d       62        60       58   1m01s      +120  spared rate_limited until 13:30:00
+
+WORKLOAD      ZOMBIES  PARENTS       PIDS  PER HOUR  FULL IN
+prod/api/app       62        1  90 of 100      +120    5m00s
+many                9        9          -         -        -
+root                1        1          -         -        -
+`
+	var b strings.Builder
+	if err := WriteTable(&b, d, 0, true); err != nil || b.String() != wide {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, b.String(), wide)
+	}
+	// In the narrow one those that tell nothing new are left out.
+	if b.Reset(); WriteTable(&b, d, 80, false) != nil || strings.Contains(b.String(), "root") || !strings.Contains(b.String(), "\nmany ") ||
+		!strings.Contains(b.String(), "60 of 62") || !strings.Contains(b.String(), "90 of 100") {
+		t.Errorf("narrow:\n%s", b.String())
+	}
+}
+
 func TestTableFits(t *testing.T) {
 	wide := Parent{PID: 4194304, Container: &task.Container{Namespace: "production-eu", Pod: "haproxy-7d9f8b6c5-x2x4q", Name: "haproxy"},
 		Cmdline: []string{"/usr/sbin/haproxy", "-f", "/etc/haproxy/日本語の設定ファイル.cfg", strings.Repeat("x", 500)},
-		Zombies: 500000, Countable: 500000, OldestSeconds: 1e6, Verdict: "spared", Reason: "identity_changed"}
+		Zombies: 500000, Reapable: 500000, OldestSeconds: new(float64(1e6)), Verdict: "spared", Reason: "identity_changed"}
 	for _, width := range []int{80, 100, 200} {
 		for line := range strings.Lines(tableOf(t, width, wide)) {
-			if got := textWidth(strings.TrimSuffix(line, "\n")); got > width {
+			if got := ansi.StringWidth(strings.TrimSuffix(line, "\n")); got > width {
 				t.Errorf("%d columns at width %d: %s", got, width, line)
 			}
 		}
@@ -351,7 +388,7 @@ func TestTableFits(t *testing.T) {
 
 func TestTableToClosedPipe(t *testing.T) {
 	broken := errors.New("broken pipe")
-	if err := WriteTable(failing{broken}, Document{}, 80); !errors.Is(err, broken) {
+	if err := WriteTable(failing{broken}, Document{}, 80, false); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -368,7 +405,7 @@ func TestDetail(t *testing.T) {
 	if d.Signals != (Signals{Chld: "ignored", ChldBlocked: true, Term: "caught"}) {
 		t.Errorf("signals %+v", d.Signals)
 	}
-	if d.Countable != 100 || d.TracedZombies != 2 || d.ZombieTracer != 99 || d.DeadLeaders != 1 || d.Zombies != 103 {
+	if d.Reapable != 100 || d.TracedZombies != 2 || d.ZombieTracer != 99 || d.DeadLeaders != 1 || d.Zombies != 103 {
 		t.Errorf("counts %+v", d)
 	}
 	// Number 0 has no Since: its age is not known, so it is not among the oldest.

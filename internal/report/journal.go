@@ -68,6 +68,21 @@ func (j *journal) Write(entry []byte) (int, error) { return j.conn.WriteToUnix(e
 
 func (j *journal) Close() error { return j.conn.Close() }
 
+// messageIDs say to the journal's catalogue what kind of message a decision is; see
+// deploy/systemd/kzr.catalog. They never change.
+var messageIDs = map[string]string{
+	EventStarted:    "0b8ba9cea2bf4a1d9454cab1bd539d11",
+	EventSuspect:    "9707e2ab73794389872081b87f979cc5",
+	EventSignal:     "08302bb1208946feb5f02bf26e2d420f",
+	EventReaped:     "d858402a836a445cb25eb317dde4e16f",
+	EventTerminated: "baa65650e90e418b8936245fa7b02e81",
+	EventSpared:     "1a927234cd6649738b9b9393a5ef0da7",
+	EventGaveUp:     "05ee6fca956544ca93848a6c3c8bc1ce",
+	EventLostEvents: "7259bfe856214d97bc5c618f61bbdd98",
+	EventReloaded:   "e1b384e4f98e450ab403bbb4cb066128",
+	EventStopping:   "923bbb2550c746cb9ed521a02fe46dc9",
+}
+
 // appendEntry renders a record for the journal: the line that a reader sees as
 // MESSAGE, then the record's keys as fields. A value holds no newline, which is
 // what would begin another field.
@@ -77,6 +92,9 @@ func (h *handler) appendEntry(dst []byte, t time.Time, level slog.Level, msg str
 	dst = append(dst, "MESSAGE="...)
 	dst = h.appendRecord(dst, t, level, msg, attrs)
 	for _, a := range attrs {
+		if id := messageIDs[a.Value.String()]; a.Key == "event" && id != "" {
+			dst = append(dst, "MESSAGE_ID="+id+"\n"...)
+		}
 		dst = append(dst, "KZR_"...)
 		dst = appendFieldName(dst, a.Key)
 		dst = append(dst, '=')
@@ -95,13 +113,17 @@ func fieldText(v slog.Value) string {
 }
 
 // appendFieldName makes a key a name that the journal takes: capitals, digits
-// and underscores.
+// and underscores. oldestSeconds is OLDEST_SECONDS.
 func appendFieldName(dst []byte, key string) []byte {
-	for _, c := range []byte(key) {
+	for i, c := range []byte(key) {
 		switch {
 		case 'a' <= c && c <= 'z':
 			c -= 'a' - 'A'
-		case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case 'A' <= c && c <= 'Z':
+			if i > 0 && 'a' <= key[i-1] && key[i-1] <= 'z' {
+				dst = append(dst, '_')
+			}
+		case '0' <= c && c <= '9':
 		default:
 			c = '_'
 		}

@@ -8,7 +8,9 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,12 +72,15 @@ func TestJournalEntry(t *testing.T) {
 	w := NewWriter(j.out)
 	defer w.Close(time.Second)
 	signalEvent().Log(t.Context(), NewLogger(w, "text", "info"))
+	id := strings.Repeat("ab", 32)
 	want := map[string]string{
-		"MESSAGE": `event=signal msg="sent SIGTERM" pid=4242 starttime=9917 comm=sh exe=/bin/busybox uid=1000 zombies=60 ` +
-			`oldest=1m1.5s container=app pod=api-7f namespace=prod rule=tenants signal=SIGTERM dry_run=false`,
-		"PRIORITY": "4", "SYSLOG_IDENTIFIER": "kzr",
+		"MESSAGE": `event=signal msg="sent SIGTERM" pid=4242 starttime=9917 comm=sh exe=/bin/busybox uid=1000 zombies=62 ` +
+			`reapable=60 oldestSeconds=61.5 container=app container_id=` + id + ` pod=api-7f namespace=prod workload=prod/api-7f/app ` +
+			`node=node1 rule=tenants signal=SIGTERM dry_run=false`,
+		"PRIORITY": "4", "MESSAGE_ID": messageIDs[EventSignal], "SYSLOG_IDENTIFIER": "kzr",
 		"KZR_EVENT": "signal", "KZR_PID": "4242", "KZR_STARTTIME": "9917", "KZR_COMM": "sh", "KZR_EXE": "/bin/busybox",
-		"KZR_UID": "1000", "KZR_ZOMBIES": "60", "KZR_OLDEST": "61.5", "KZR_CONTAINER": "app", "KZR_POD": "api-7f",
+		"KZR_UID": "1000", "KZR_ZOMBIES": "62", "KZR_REAPABLE": "60", "KZR_OLDEST_SECONDS": "61.5", "KZR_CONTAINER": "app", "KZR_CONTAINER_ID": id,
+		"KZR_WORKLOAD": "prod/api-7f/app", "KZR_NODE": "node1", "KZR_POD": "api-7f",
 		"KZR_NAMESPACE": "prod", "KZR_RULE": "tenants", "KZR_SIGNAL": "SIGTERM", "KZR_DRY_RUN": "false",
 	}
 	if got := j.entry(t); !maps.Equal(got, want) {
@@ -92,6 +97,49 @@ func TestJournalEntry(t *testing.T) {
 		write("m")
 		if got := j.entry(t); got["PRIORITY"] != priority || got["MESSAGE"] != "msg=m" {
 			t.Errorf("want priority %s, got %q", priority, got)
+		}
+	}
+}
+
+// Every decision has an entry in the catalogue, and the other way round. An entry is
+// a line with the id, headers, a blank line and a text.
+func TestCatalogue(t *testing.T) {
+	b, err := os.ReadFile("../../deploy/systemd/kzr.catalog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids, want []string
+	for _, entry := range strings.Split("\n"+string(b), "\n-- ")[1:] {
+		id, rest, _ := strings.Cut(entry, "\n")
+		head, text, ok := strings.Cut(rest, "\n\n")
+		if !ok || !strings.HasPrefix(head, "Subject: ") || strings.TrimSpace(text) == "" {
+			t.Errorf("%s: no subject or no text: %q", id, rest)
+		}
+		ids = append(ids, id)
+	}
+	for _, name := range eventNames {
+		want = append(want, messageIDs[name])
+	}
+	if slices.Sort(ids); !slices.Equal(ids, slices.Sorted(slices.Values(want))) || len(messageIDs) != len(eventNames) {
+		t.Errorf("entries %q, events %q", ids, want)
+	}
+	journalctl, err := exec.LookPath("journalctl")
+	if err != nil {
+		return
+	}
+	// systemd's own reader takes it.
+	root := t.TempDir()
+	for _, dir := range []string{"/usr/lib/systemd/catalog", "/var/lib/systemd/catalog"} {
+		if err := os.MkdirAll(root+dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(root+"/usr/lib/systemd/catalog/kzr.catalog", b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--update-catalog"}, append([]string{"--dump-catalog"}, ids...)} {
+		if out, err := exec.Command(journalctl, append(args, "--root="+root)...).CombinedOutput(); err != nil || strings.Contains(string(out), "Failed") {
+			t.Errorf("journalctl %q: %v: %s", args, err, out)
 		}
 	}
 }

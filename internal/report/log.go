@@ -230,6 +230,8 @@ func valueText(v slog.Value) string {
 	switch v.Kind() {
 	case slog.KindDuration:
 		return v.Duration().Round(time.Millisecond).String()
+	case slog.KindFloat64:
+		return strconv.FormatFloat(v.Float64(), 'f', -1, 64)
 	case slog.KindTime:
 		return v.Time().Format(timeFormat)
 	case slog.KindAny:
@@ -288,25 +290,36 @@ func (e *Event) record() slog.Record {
 		text("exe", p.Exe)
 		add("uid", slog.Uint64Value(uint64(p.UID)))
 		add("zombies", slog.IntValue(e.Zombies))
+		add("reapable", slog.IntValue(e.Reapable))
 		if e.Oldest > 0 {
-			add("oldest", slog.DurationValue(e.Oldest))
+			add("oldestSeconds", slog.Float64Value(Seconds(e.Oldest)))
 		}
 		if c := p.Container; c != nil {
-			if c.Name != "" {
-				text("container", c.Name)
-			} else {
-				text("container", c.ID)
-			}
+			text("container", c.Name)
+			text("container_id", c.ID)
 			text("pod", c.Pod)
 			text("namespace", c.Namespace)
 		}
+		text("workload", p.Workload)
 	}
+	text("node", Host())
 	text("rule", e.Rule)
 	text("signal", e.Signal)
 	if e.Name == EventSignal || e.DryRun {
 		add("dry_run", slog.BoolValue(e.DryRun))
 	}
+	if e.LimitsOverridden {
+		add("limits_overridden", slog.BoolValue(true))
+	}
+	text("by", e.By)
+	if e.Reaped > 0 {
+		add("reaped", slog.IntValue(e.Reaped))
+		add("stoppedSeconds", slog.Float64Value(Seconds(e.Stopped)))
+	}
 	text("reason", e.Reason)
+	if !e.Until.IsZero() {
+		add("until", slog.TimeValue(e.Until))
+	}
 	if e.Child.PID() != 0 {
 		add("child", slog.Int64Value(int64(e.Child.PID())))
 		add("child_starttime", slog.Uint64Value(e.Child.Start()))

@@ -21,8 +21,9 @@ var noon = time.Date(2026, 3, 4, 12, 0, 0, 7_000_000, time.UTC)
 
 func leaker() *task.Process {
 	return &task.Process{
-		ID: task.ID{PID: 4242, Start: 9917}, Comm: "sh", Exe: "/bin/busybox", UID: 1000, State: 'S',
-		Cmdline: []string{"sh", "-c", "while :; do :; done"},
+		ID: task.ID{PID: 4242, Start: 9917}, Exe: "/bin/busybox", Facts: task.Facts{Comm: "sh", UID: 1000, State: 'S'},
+		Workload: "prod/api-7f/app",
+		Cmdline:  []string{"sh", "-c", "while :; do :; done"},
 		Container: &task.Container{Runtime: "containerd", ID: strings.Repeat("ab", 32), PodUID: "u-1",
 			Pod: "api-7f", Namespace: "prod", Name: "app", Image: "img:1"},
 	}
@@ -30,7 +31,7 @@ func leaker() *task.Process {
 
 func signalEvent() Event {
 	return Event{
-		Time: noon, Name: EventSignal, Message: "sent SIGTERM", Process: leaker(), Zombies: 60,
+		Time: noon, Name: EventSignal, Message: "sent SIGTERM", Process: leaker(), Zombies: 62, Reapable: 60,
 		Oldest: 61500 * time.Millisecond, Rule: "tenants", Signal: "SIGTERM",
 	}
 }
@@ -43,8 +44,9 @@ func logged(t *testing.T, format string, e Event) string {
 }
 
 func TestEventText(t *testing.T) {
-	const want = `time=2026-03-04T12:00:00.007Z level=WARN event=signal msg="sent SIGTERM" pid=4242 starttime=9917 ` +
-		`comm=sh exe=/bin/busybox uid=1000 zombies=60 oldest=1m1.5s container=app pod=api-7f namespace=prod ` +
+	want := `time=2026-03-04T12:00:00.007Z level=WARN event=signal msg="sent SIGTERM" pid=4242 starttime=9917 ` +
+		`comm=sh exe=/bin/busybox uid=1000 zombies=62 reapable=60 oldestSeconds=61.5 container=app container_id=` + strings.Repeat("ab", 32) +
+		` pod=api-7f namespace=prod workload=prod/api-7f/app node=node1 ` +
 		"rule=tenants signal=SIGTERM dry_run=false\n"
 	if got := logged(t, "text", signalEvent()); got != want {
 		t.Errorf("got  %swant %s", got, want)
@@ -52,9 +54,10 @@ func TestEventText(t *testing.T) {
 }
 
 func TestEventJSON(t *testing.T) {
-	const want = `{"time":"2026-03-04T12:00:00.007Z","level":"WARN","event":"signal","msg":"sent SIGTERM","pid":4242,` +
-		`"starttime":9917,"comm":"sh","exe":"/bin/busybox","uid":1000,"zombies":60,"oldest":61.5,"container":"app",` +
-		`"pod":"api-7f","namespace":"prod","rule":"tenants","signal":"SIGTERM","dry_run":false}` + "\n"
+	want := `{"time":"2026-03-04T12:00:00.007Z","level":"WARN","event":"signal","msg":"sent SIGTERM","pid":4242,` +
+		`"starttime":9917,"comm":"sh","exe":"/bin/busybox","uid":1000,"zombies":62,"reapable":60,"oldestSeconds":61.5,"container":"app",` +
+		`"container_id":"` + strings.Repeat("ab", 32) + `","pod":"api-7f","namespace":"prod","workload":"prod/api-7f/app","node":"node1",` +
+		`"rule":"tenants","signal":"SIGTERM","dry_run":false}` + "\n"
 	if got := logged(t, "json", signalEvent()); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
@@ -72,19 +75,25 @@ func TestEventKeys(t *testing.T) {
 		want  string
 	}{
 		{"started", Event{Name: EventStarted, Attrs: []any{"version", "1.0", "mode", "ebpf"}},
-			"event msg version mode"},
-		{"suspect on the host", Event{Name: EventSuspect, Process: host, Zombies: 50, Oldest: time.Second},
-			"event msg pid starttime comm exe uid zombies oldest"},
+			"event msg node version mode"},
+		{"suspect on the host", Event{Name: EventSuspect, Process: host, Reapable: 50, Oldest: time.Second},
+			"event msg pid starttime comm exe uid zombies reapable oldestSeconds workload node"},
 		{"id without names", Event{Name: EventSuspect, Process: unnamed, Zombies: 50},
-			"event msg pid starttime comm exe uid zombies container"},
+			"event msg pid starttime comm exe uid zombies reapable container_id workload node"},
 		{"reaped all", Event{Name: EventReaped, Process: host, Signal: "SIGCHLD"},
-			"event msg pid starttime comm exe uid zombies signal"},
+			"event msg pid starttime comm exe uid zombies reapable workload node signal"},
 		{"dry run", Event{Name: EventSignal, Process: host, Zombies: 1, Signal: "SIGKILL", DryRun: true},
-			"event msg pid starttime comm exe uid zombies signal dry_run"},
+			"event msg pid starttime comm exe uid zombies reapable workload node signal dry_run"},
 		{"spared", Event{Name: EventSpared, Process: host, Zombies: 1, Reason: "traced"},
-			"event msg pid starttime comm exe uid zombies reason"},
-		{"zombie", Event{Name: EventZombie, Process: host, Zombies: 1, Oldest: 1, Child: task.NewZombie(7, 8, 0)},
-			"event msg pid starttime comm exe uid zombies oldest child child_starttime"},
+			"event msg pid starttime comm exe uid zombies reapable workload node reason"},
+		{"spared for a while", Event{Name: EventSpared, Process: host, Reason: "rate_limited", Until: noon},
+			"event msg pid starttime comm exe uid zombies reapable workload node reason until"},
+		{"over the limits", Event{Name: EventSignal, Process: host, Signal: "SIGKILL", LimitsOverridden: true},
+			"event msg pid starttime comm exe uid zombies reapable workload node signal dry_run limits_overridden"},
+		{"reaped by kzr", Event{Name: EventReaped, Process: host, By: ByKzr},
+			"event msg pid starttime comm exe uid zombies reapable workload node by"},
+		{"zombie", Event{Name: EventZombie, Process: host, Zombies: 1, Oldest: 1, Child: task.NewZombie(7, 8, 0, 0)},
+			"event msg pid starttime comm exe uid zombies reapable oldestSeconds workload node child child_starttime"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -294,7 +303,7 @@ func checkEvent(t *testing.T, comm, exe, cgroup, container, pod, namespace, rule
 	if want := line[strings.Index(line, "event="):]; fields["MESSAGE"]+"\n" != want || fields["PRIORITY"] != "4" {
 		t.Errorf("priority %s, message %s, want %s", fields["PRIORITY"], fields["MESSAGE"], want)
 	}
-	if len(fields) != 3+len(attrs) {
+	if len(fields) != 4+len(attrs) { // MESSAGE, MESSAGE_ID, PRIORITY and who says so
 		t.Errorf("%d fields for %d keys in %q", len(fields), len(attrs), entry)
 	}
 	for key, raw := range raws {
@@ -353,7 +362,7 @@ func parseText(t *testing.T, line string) map[string]string {
 // The stream, its client's type and the JSON log agree on every key.
 func TestStreamEventHasTheLogsKeys(t *testing.T) {
 	e := signalEvent()
-	e.Reason, e.DryRun, e.Child = "traced", true, task.NewZombie(7, 8, 0)
+	e.Reason, e.By, e.Until, e.LimitsOverridden, e.DryRun, e.Child = "traced", ByKzr, noon, true, true, task.NewZombie(7, 8, 0, 0)
 	dec := json.NewDecoder(strings.NewReader(logged(t, "json", e)))
 	dec.DisallowUnknownFields()
 	var s StreamEvent

@@ -2,8 +2,11 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,12 +17,14 @@ import (
 	"kzr/internal/task"
 )
 
-// Metrics counts what kzr does. Its labels take only values that kzr chose, so
-// their number is fixed; what belongs to one process is in the log.
+// Metrics counts what kzr does. Its labels take only values that kzr chose, but for
+// the names of the worst workloads, and so their number is bounded; what belongs to
+// one process is in the log.
 type Metrics struct {
 	registry *prometheus.Registry
 	events   *prometheus.CounterVec
 	signals  *prometheus.CounterVec
+	reaped   *prometheus.CounterVec
 	spared   *prometheus.CounterVec
 	sweep    prometheus.Histogram
 	delay    prometheus.Histogram
@@ -39,6 +44,9 @@ func NewMetrics(status func() Status) *Metrics {
 		spared: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kzr_spared_total", Help: "Parents that met the rule and were not acted on, by reason.",
 		}, []string{"reason"}),
+		reaped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kzr_reaped_total", Help: "Parents whose zombies were reaped without ending them, by who reaped.",
+		}, []string{"by"}),
 		sweep: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kzr_sweep_duration_seconds", Help: "Time for one sweep of the task list.",
 			Buckets: []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10},
@@ -59,7 +67,10 @@ func NewMetrics(status func() Status) *Metrics {
 	for _, r := range reasons {
 		m.spared.WithLabelValues(string(r))
 	}
-	m.registry.MustRegister(m.events, m.signals, m.spared, m.sweep, m.delay, &statusCollector{status},
+	for _, by := range []string{ByParent, ByKzr} {
+		m.reaped.WithLabelValues(by)
+	}
+	m.registry.MustRegister(m.events, m.signals, m.spared, m.reaped, m.sweep, m.delay, &statusCollector{status},
 		// kzr's own memory and descriptors. The Go collector is left out: for what
 		// it costs in series it tells little of a daemon of this size.
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "kzr"}))
@@ -74,7 +85,7 @@ var (
 	signalNames = []string{"SIGCHLD", "SIGTERM", "SIGKILL"}
 	reasons     = []policy.Reason{
 		policy.Protected, policy.OutOfScope, policy.ByRule, policy.Traced, policy.Stopped, policy.Frozen,
-		policy.Dying, policy.Uninterruptible, policy.IdentityChanged, policy.Recovered, policy.RateLimited, policy.Backoff,
+		policy.Dying, policy.Uninterruptible, policy.Waiting, policy.Foreign, policy.IdentityChanged, policy.Recovered, policy.RateLimited, policy.Backoff,
 	}
 )
 
@@ -87,6 +98,8 @@ func (m *Metrics) Observe(e Event) {
 	switch e.Name {
 	case EventSignal:
 		m.signals.WithLabelValues(e.Signal, fmt.Sprint(e.DryRun)).Inc()
+	case EventReaped:
+		m.reaped.WithLabelValues(cmp.Or(e.By, ByParent)).Inc()
 	case EventSpared:
 		m.spared.WithLabelValues(e.Reason).Inc()
 	}
@@ -107,6 +120,9 @@ func (m *Metrics) render() ([]byte, error) {
 	}
 	var b bytes.Buffer
 	for _, f := range families {
+		if strings.Contains(f.GetName(), "_network_") { // of the namespace that kzr is in: not kzr's own
+			continue
+		}
 		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
 			return nil, fmt.Errorf("rendering metrics: %w", err)
 		}
@@ -119,23 +135,25 @@ type statusCollector struct{ status func() Status }
 
 var (
 	descBuild    = desc("build_info", "Always 1, with kzr's version.", "version", "goversion")
-	descMode     = desc("mode_info", "1 for how kzr sees zombies now.", "mode", "source")
-	descDryRun   = desc("dry_run", "1 if signals are held back.")
-	descStart    = desc("start_time_seconds", "When the daemon started, in seconds since 1970.")
+	descMode     = desc("mode_info", "Always 1, with how kzr sees zombies and whether it sends signals.", "mode", "source", "dry_run")
 	descTasks    = desc("tasks", "Threads and zombies on the node.")
 	descLimit    = desc("tasks_limit", "How many tasks the node can have.")
 	descZombies  = desc("zombies", "Tasks in state Z.")
 	descParents  = desc("parents", "Processes with at least one zombie child.")
 	descSuspects = desc("suspects", "Parents with enough zombies whose grace is not over.")
 	descTargets  = desc("targets", "Parents that meet the rule or are being acted on.")
-	descPressure = desc("pressure", "1 while the node's task count is over the configured fraction of its limit.")
+	descPressure = desc("under_pressure", "1 while the node's task count is over the configured fraction of its limit.")
 	descExits    = desc("exits_total", "Processes that ended.")
 	descKills    = desc("kills_total", "Parents that ended after a signal of kzr's.")
 	descLost     = desc("lost_events_total", "Kernel events that were dropped.")
 	descLogDrop  = desc("log_lines_dropped_total", "Log lines that could not be written.")
 	descSweeps   = desc("sweeps_total", "Sweeps of the task list.")
 	descReload   = desc("config_last_reload_successful", "0 if the configuration on disk was read again and refused.")
-	descLast     = desc("last_sweep_time_seconds", "When the last sweep ended, in seconds since 1970.")
+	descLast     = desc("last_sweep_timestamp_seconds", "When the last sweep ended, in seconds since 1970.")
+
+	descWorkloadZombies = desc("workload_zombies", "Tasks in state Z by workload; those beyond the first 20 are summed up as other.", "workload")
+	descWorkloadPids    = desc("workload_pids", "Tasks in the workload's cgroup, where its pids controller tells.", "workload")
+	descWorkloadLimit   = desc("workload_pids_limit", "How many tasks the workload can have, where there is a limit.", "workload")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -145,8 +163,9 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe is part of prometheus.Collector.
 func (c *statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descBuild, descMode, descDryRun, descStart, descTasks, descLimit, descZombies, descParents, descSuspects,
+		descBuild, descMode, descTasks, descLimit, descZombies, descParents, descSuspects,
 		descTargets, descPressure, descExits, descKills, descLost, descLogDrop, descSweeps, descLast, descReload,
+		descWorkloadZombies, descWorkloadPids, descWorkloadLimit,
 	} {
 		ch <- d
 	}
@@ -162,9 +181,7 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
 	}
 	gauge(descBuild, 1, Sanitize(st.Version), runtime.Version())
-	gauge(descMode, 1, Sanitize(st.Mode), Sanitize(string(st.Source)))
-	gauge(descDryRun, one(st.DryRun))
-	gauge(descStart, unixSeconds(st.Since))
+	gauge(descMode, 1, Sanitize(st.Mode), Sanitize(string(st.Source)), fmt.Sprint(st.DryRun))
 	gauge(descTasks, float64(st.Tasks))
 	if st.TasksLimit > 0 {
 		gauge(descLimit, float64(st.TasksLimit))
@@ -183,6 +200,44 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descSweeps, st.Sweeps)
 	gauge(descLast, unixSeconds(st.LastSweep))
 	gauge(descReload, one(!st.ReloadFailed))
+	collectWorkloads(st.Workloads, gauge)
+}
+
+// topWorkloads is how many workloads have series of their own, and otherWorkloads
+// the label of the sum of the rest.
+const (
+	topWorkloads   = 20
+	otherWorkloads = "other"
+)
+
+// collectWorkloads gives the workloads with most zombies. The sum of the others has
+// no limit: limits that hold apart tell nothing together.
+func collectWorkloads(all []Workload, gauge func(*prometheus.Desc, float64, ...string)) {
+	all = slices.SortedFunc(slices.Values(all), compareWorkloads)
+	var zombies, pids int
+	shown := make(map[string]bool)
+	for _, w := range all {
+		name := SanitizeTo(w.Name, 256)
+		if len(shown) == topWorkloads || shown[name] || name == otherWorkloads {
+			zombies += w.Zombies
+			if w.Pids != nil {
+				pids += *w.Pids
+			}
+			continue
+		}
+		shown[name] = true
+		gauge(descWorkloadZombies, float64(w.Zombies), name)
+		if w.Pids != nil {
+			gauge(descWorkloadPids, float64(*w.Pids), name)
+		}
+		if w.PidsLimit != nil {
+			gauge(descWorkloadLimit, float64(*w.PidsLimit), name)
+		}
+	}
+	if len(all) > len(shown) {
+		gauge(descWorkloadZombies, float64(zombies), otherWorkloads)
+		gauge(descWorkloadPids, float64(pids), otherWorkloads)
+	}
 }
 
 func one(b bool) float64 {

@@ -21,9 +21,16 @@ func scrape(t testing.TB, m *Metrics) string {
 }
 
 func TestMetrics(t *testing.T) {
+	workloads := []Workload{
+		{Name: "ssh.service", Zombies: 3, Pids: new(9)}, {Name: "prod/api-7f/app", Zombies: 60, Pids: new(90), PidsLimit: new(100)}, {Name: "root", Zombies: 2},
+	}
+	for i := range topWorkloads {
+		workloads = append(workloads, Workload{Name: fmt.Sprint("job-", i), Zombies: 1, Pids: new(2), PidsLimit: new(10)})
+	}
 	m := NewMetrics(func() Status {
 		return Status{Version: "1.2", Mode: "auto", Source: task.SourceBPF, Since: noon, LastSweep: noon,
-			Tasks: 300, TasksLimit: 32768, Zombies: 60, Parents: 2, Suspects: 1, Targets: 1, Exits: 12345, Kills: 3, Lost: 7, Sweeps: 9}
+			Tasks: 300, TasksLimit: 32768, Zombies: 60, Parents: 2, Suspects: 1, Targets: 1, Exits: 12345, Kills: 3, Lost: 7, Sweeps: 9,
+			Workloads: workloads}
 	})
 	e := signalEvent()
 	m.Observe(e)
@@ -31,6 +38,7 @@ func TestMetrics(t *testing.T) {
 	e.DryRun = true
 	m.Observe(e)
 	m.Observe(Event{Name: EventSpared, Reason: "traced"})
+	m.Observe(Event{Name: EventReaped, By: ByKzr})
 	m.Observe(Event{Name: EventZombie})
 	m.ObserveSweep(2 * time.Millisecond)
 	m.ObserveDelay(40 * time.Millisecond)
@@ -44,10 +52,14 @@ func TestMetrics(t *testing.T) {
 		`kzr_spared_total{reason="rate_limited"} 0`,
 		`kzr_sweep_duration_seconds_bucket{le="0.003"} 1`,
 		`kzr_rule_to_signal_seconds_bucket{le="0.05"} 1`,
-		`kzr_mode_info{mode="auto",source="bpf"} 1`,
+		`kzr_reaped_total{by="kzr"} 1`, `kzr_reaped_total{by="parent"} 0`,
+		`kzr_mode_info{dry_run="false",mode="auto",source="bpf"} 1`,
+		`kzr_workload_zombies{workload="prod/api-7f/app"} 60`, `kzr_workload_pids{workload="prod/api-7f/app"} 90`,
+		`kzr_workload_pids_limit{workload="prod/api-7f/app"} 100`, `kzr_workload_zombies{workload="root"} 2`,
+		`kzr_workload_zombies{workload="other"} 3`, `kzr_workload_pids{workload="other"} 6`,
 		`kzr_tasks 300`, `kzr_tasks_limit 32768`, `kzr_zombies 60`, `kzr_parents 2`, `kzr_suspects 1`, `kzr_targets 1`,
 		`kzr_exits_total 12345`, `kzr_kills_total 3`, `kzr_lost_events_total 7`, `kzr_sweeps_total 9`,
-		`kzr_start_time_seconds 1.772625600007e+09`,
+		`kzr_last_sweep_timestamp_seconds 1.772625600007e+09`,
 		`kzr_process_resident_memory_bytes `,
 	} {
 		if !strings.Contains("\n"+got, "\n"+want) {
@@ -56,6 +68,15 @@ func TestMetrics(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(got)
+	}
+	if n := strings.Count(got, "\nkzr_workload_zombies{"); n != topWorkloads+1 {
+		t.Errorf("%d workloads", n)
+	}
+	// Neither is kzr's own, nor may a gauge pass for a setting.
+	for _, bad := range []string{"_network_", "\nkzr_pressure ", "\nkzr_dry_run ", `workload_pids{workload="root"}`, `workload_pids_limit{workload="other"}`} {
+		if strings.Contains(got, bad) {
+			t.Errorf("there is %s", bad)
+		}
 	}
 	for line := range strings.Lines(got) {
 		if !strings.HasPrefix(line, "# ") && !strings.HasPrefix(line, "kzr_") {

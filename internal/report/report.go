@@ -5,6 +5,7 @@
 package report
 
 import (
+	"os"
 	"time"
 
 	"kzr/internal/task"
@@ -24,6 +25,12 @@ const (
 	EventStopping   = "stopping"
 )
 
+// Who reaped, the `by` of `reaped`.
+const (
+	ByParent = "parent"
+	ByKzr    = "kzr"
+)
+
 // EventZombie names a zombie that kzr has seen stay. It is no decision: it is
 // streamed to those who watch and never logged.
 const EventZombie = "zombie"
@@ -35,18 +42,27 @@ type Event struct {
 	Name    string // one of the constants above
 	Message string // a sentence for a person, made by kzr alone
 
-	Process *task.Process // the parent it is about; nil if none
-	Zombies int           // reapable children at the decision
-	Oldest  time.Duration // age of the oldest of them
-	Rule    string        // name of the rule that matched, "" for none
+	Process  *task.Process // the parent it is about; nil if none
+	Zombies  int           // its children in state Z at the decision
+	Reapable int           // those of them that it could reap
+	Oldest   time.Duration // age of the oldest reapable one
+	Rule     string        // name of the rule that matched, "" for none
 
 	Signal string // SIGCHLD, SIGTERM or SIGKILL
 	DryRun bool   // shown with every `signal`
-	Reason string // of `spared`, one of policy's reasons
-	Failed bool   // of `reloaded`: nothing has changed, and somebody has to mend it
+	By     string // of `reaped`: ByParent or ByKzr
+	// Reaped, of `reaped` by kzr, is how many, and Stopped how long the parent stood still
+	// at a stretch, at most.
+	Reaped  int
+	Stopped time.Duration
+	Reason  string    // of `spared`, one of policy's reasons
+	Until   time.Time // of `spared`: when that ends, zero if nobody knows
+	// LimitsOverridden says that the limits forbade this `signal` and that the node's
+	// need came first.
+	LimitsOverridden bool
+	Failed           bool // of `reloaded`: nothing has changed, and somebody has to fix it
 
-	// Child is the zombie of an EventZombie: Oldest is its age then, and Zombies
-	// how many its parent holds.
+	// Child is the zombie of an EventZombie: Oldest is its age then.
 	Child task.Zombie
 
 	// Attrs are further key-value pairs of `started`, `reloaded`, `lost_events`,
@@ -65,7 +81,10 @@ type Document struct {
 	Parents []Parent    `json:"parents"` // most reapable zombies first, then by pid; never null
 	// Omitted counts the parents with the fewest zombies that were left out to
 	// bound the size; it is absent where all are there.
-	Omitted int `json:"omitted,omitempty"`
+	Omitted   int        `json:"omitted,omitempty"`
+	Workloads []Workload `json:"workloads"` // most zombies first, then by name; never null
+	// OmittedWorkloads counts those with the fewest zombies that were left out.
+	OmittedWorkloads int `json:"omittedWorkloads,omitempty"`
 	// Limitations says, in sentences, what kzr cannot see from where it runs. With
 	// any, a parent that is missing and a count of 0 prove nothing.
 	Limitations []string `json:"limitations,omitempty"`
@@ -82,15 +101,56 @@ type Parent struct {
 	State     string          `json:"state"` // one letter
 	Cgroup    string          `json:"cgroup"`
 	Container *task.Container `json:"container"`
-	// Zombies are all its children in state Z, Countable those it could reap.
-	Zombies       int     `json:"zombies"`
-	Countable     int     `json:"countable"`
-	OldestSeconds float64 `json:"oldestSeconds"` // age of the oldest countable zombie as far as known
-	Verdict       string  `json:"verdict"`       // watch, target, acting or spared
-	Reason        string  `json:"reason"`
+	// Workload is whose zombies it counts towards: namespace/pod/container, else the
+	// container, else the systemd unit, else the user.
+	Workload string `json:"workload"`
+	// Zombies are all its children in state Z, Reapable those that it could reap,
+	// Adopted those of them that somebody else forked, for certain.
+	Zombies  int `json:"zombies"`
+	Reapable int `json:"reapable"`
+	Adopted  int `json:"adopted"`
+	// OldestSeconds is the age of the oldest reapable zombie, null if that is not
+	// known.
+	OldestSeconds *float64 `json:"oldestSeconds"`
+	RatePerHour   *float64 `json:"ratePerHour"` // by how many its zombies grow, null if not known yet
+	Verdict       string   `json:"verdict"`     // watch, target, acting or spared
+	Reason        string   `json:"reason"`
 	// Rule is the configured rule that matches; it is absent if none does.
 	Rule string `json:"rule,omitempty"`
+	// Until is when the reason ends, null if nobody knows.
+	Until *time.Time `json:"until"`
 	// DeadlineSeconds is how long until the rule is met if nothing changes, 0 if
 	// it is met, null if it never will be at this count.
 	DeadlineSeconds *float64 `json:"deadlineSeconds"`
+}
+
+// Workload is the sum over the parents of one container, unit or user.
+type Workload struct {
+	Name    string `json:"name"`
+	Zombies int    `json:"zombies"`
+	Parents int    `json:"parents"` // with zombies
+	// Pids are the tasks in its cgroup, PidsLimit how many there may be: of the limits
+	// on its path, the one nearest to full. Both are null if there is none.
+	Pids        *int     `json:"pids"`
+	PidsLimit   *int     `json:"pidsLimit"`
+	RatePerHour *float64 `json:"ratePerHour"` // by how many its zombies grow, null if not known yet
+	// FullInSeconds is how long until that limit is reached at this rate, null if it
+	// is not growing or has no limit.
+	FullInSeconds *float64 `json:"fullInSeconds"`
+}
+
+// Pointer returns a pointer to v, for the fields that may be null.
+func Pointer[T any](v T) *T { return &v }
+
+// Host is the name of this node in every output: what Kubernetes calls it, if the
+// environment says so (KZR_NODE_NAME), else the host's own.
+func Host() string {
+	if name := os.Getenv("KZR_NODE_NAME"); name != "" {
+		return Sanitize(name)
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return Sanitize(name)
 }

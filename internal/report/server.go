@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -182,6 +183,7 @@ func (h *handlers) api() *http.ServeMux {
 	})
 	mux.HandleFunc("GET /v1/events", h.events)
 	h.addMetrics(mux)
+	h.addIndex(mux, "/v1/status", "/v1/parents", "/v1/parents/PID", "/v1/events", "/metrics")
 	return mux
 }
 
@@ -194,7 +196,17 @@ func (h *handlers) scrape() *http.ServeMux {
 			return health(h.View.Status())
 		})
 	})
+	h.addIndex(mux, "/metrics", "/healthz")
 	return mux
+}
+
+// addIndex says what there is to who asks for /.
+func (h *handlers) addIndex(mux *http.ServeMux, paths ...string) {
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		h.answer(h.figures, w, r, "index", textType, func(context.Context) ([]byte, error) {
+			return []byte("kzr " + Sanitize(h.View.Status().Version) + "\n\n" + strings.Join(paths, "\n") + "\n"), nil
+		})
+	})
 }
 
 func (h *handlers) addMetrics(mux *http.ServeMux) {

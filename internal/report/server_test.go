@@ -158,7 +158,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("document %+v, %v", d, err)
 	}
 	p, err := c.Parent(t.Context(), 4242)
-	if err != nil || p.Countable != 60 || len(p.Sample) != sampleSize {
+	if err != nil || p.Reapable != 60 || len(p.Sample) != sampleSize {
 		t.Errorf("detail %+v, %v", p, err)
 	}
 	if _, err := c.Parent(t.Context(), 1); !errors.Is(err, ErrNotFound) {
@@ -190,7 +190,7 @@ func TestServerRoutes(t *testing.T) {
 		{"GET /v1/parents/99999999999999999999", 400, "positive number"},
 		{"GET /v1/parents/4242/x", 404, ""},
 		{"GET /v2/status", 404, ""},
-		{"GET /", 404, ""},
+		{"GET /", 200, "/v1/parents\n"},
 		{"GET /healthz", 404, ""}, // of the metrics port only
 		{"POST /v1/status", 405, ""},
 		{"DELETE /v1/parents/4242", 405, ""},
@@ -235,7 +235,7 @@ func TestServerEvents(t *testing.T) {
 	if first := receive(t, got); first != e.Stream() {
 		t.Errorf("got %+v", first)
 	}
-	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0), Zombies: 3})
+	s.hub.Publish(Event{Time: noon, Name: EventZombie, Process: leaker(), Child: task.NewZombie(7, 8, 0, 0), Zombies: 3})
 	if z := receive(t, got); z.Event != EventZombie || z.Child != 7 || z.PID != 4242 || z.Zombies != 3 {
 		t.Errorf("got %+v", z)
 	}
@@ -542,7 +542,7 @@ func TestMetricsPort(t *testing.T) {
 		}
 	}()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
-	for path, want := range map[string]string{"/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
+	for path, want := range map[string]string{"/": "/healthz\n", "/metrics": "kzr_zombies 60\n", "/healthz": "ok\n", "/v1/status": "404", "/v1/parents": "404"} {
 		resp, err := client.Get("http://" + l.Addr().String() + path)
 		if err != nil {
 			t.Fatal(err)

@@ -121,6 +121,9 @@ type Children struct {
 	// Leaders counts dead thread group leaders whose other threads live on:
 	// shown as Z, but nobody can reap them yet.
 	Leaders int
+	// Unknown counts zombies of which it is not known yet whether a tracer holds
+	// them. They are in none of the others.
+	Unknown int
 }
 
 // HeldZombie is a zombie as its tracer has it.
@@ -130,7 +133,7 @@ type HeldZombie struct {
 }
 
 // Total is every child in state Z, whether or not it can be reaped.
-func (c *Children) Total() int { return len(c.Reapable) + c.Traced + c.Leaders }
+func (c *Children) Total() int { return len(c.Reapable) + c.Traced + c.Leaders + c.Unknown }
 
 // Source names what a snapshot was taken with.
 type Source string
@@ -192,6 +195,9 @@ type Facts struct {
 	// the program that it is now (exec keeps the counters that tell).
 	Waited bool
 	Tracer ID // its tracer, zero if there is none
+	// TracerUnknown says that who traces it could not be found out in time: maybe
+	// somebody does.
+	TracerUnknown bool
 	// TracerCgroup is where its tracer is; zero if that is not known.
 	TracerCgroup CgroupKey
 	// Signal sets of the main thread, bit n-1 for signal n: caught by a handler,
@@ -206,7 +212,11 @@ type Facts struct {
 	NSPID []int
 	// Namespace inode numbers, 0 where unreadable.
 	PIDNS, MntNS, UserNS uint64
-	Cgroup               CgroupKey
+	// OuterPIDNS is the outermost pid namespace below the one kzr runs in: what is
+	// inside can make others, but not leave that one. 0 where there is none, or where
+	// it is unreadable.
+	OuterPIDNS uint64
+	Cgroup     CgroupKey
 	// Pids are the limits of the pids cgroups that it is in, from the inside outwards,
 	// those that have one.
 	Pids []PidsLimit
@@ -235,6 +245,7 @@ type Stance struct {
 	Args         [6]uint64
 	CS           uint16 // code segment of user mode: 0x33 for 64 bit
 	Seccomp      int    // 0 none, 1 strict, 2 filter
+	Filters      int    // how many filters it has; 0 where the kernel cannot tell (before 5.9)
 	MayWait      bool   // the filter lets wait4 pass whatever its arguments; false where the kernel cannot tell
 	UserDispatch bool   // syscall user dispatch
 	ShadowStack  bool
@@ -303,6 +314,9 @@ type Container struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Image     string `json:"image"`
+	// GracePeriod is what the pod's author gives it to exit after SIGTERM
+	// (terminationGracePeriodSeconds); 0 if that is not known.
+	GracePeriod time.Duration `json:"-"`
 }
 
 // ErrGone says that a process vanished, or that its pid went to another one, while

@@ -58,7 +58,7 @@ func (m *model) headline() headline {
 	full := st.TasksLimit > 0 && m.used() >= alarm(st.Pressure)
 	var h headline
 	switch {
-	case most.Reason != "" && !most.acting() && st.TasksLimit > 0 && most.Countable*10 > st.TasksLimit:
+	case most.Reason != "" && !most.acting() && st.TasksLimit > 0 && most.Reapable*10 > st.TasksLimit:
 		// Whatever else goes on: this is what fills the process table.
 		h = headline{"LEAK", fmt.Sprintf("%s; left alone: %s", holds(most), spelled(most.Reason)), urgent}
 		leaks++
@@ -66,7 +66,7 @@ func (m *model) headline() headline {
 		h = headline{"ACTING", "on " + holds(next), urgent}
 	case next != nil:
 		h = headline{"LEAK", holds(next) + "; " + m.prospect(next), soon}
-	case most.Countable >= max(st.Threshold, 1) && most.Reason != "":
+	case most.Reapable >= max(st.Threshold, 1) && most.Reason != "":
 		h = headline{"LEAK", fmt.Sprintf("%s; left alone: %s", holds(most), spelled(most.Reason)), soon}
 	default:
 		h = headline{"OK", fmt.Sprintf("nobody meets the rule: %s in all, at most %s under one parent",

@@ -119,13 +119,8 @@ func indent(lines []string) []string {
 
 // story is the process in sentences.
 func (m *model) story(d *report.Detail, w int) []string {
-	full := *d
-	advice.Complete(&full, advice.Settings{
-		Nudge: seconds(m.shown.status.Nudge), TermTimeout: seconds(m.shown.status.TermTimeout),
-		DryRun: m.shown.status.DryRun, Observe: m.Alone != "",
-	})
 	var out []string
-	for _, s := range advice.Story(&full) {
+	for _, s := range advice.Explain(d) {
 		if len(out) > 0 {
 			out = append(out, "")
 		}

@@ -89,7 +89,8 @@ func compare(by column, a, b *row) int {
 	case colCommand:
 		return cmp.Compare(a.command, b.command)
 	case colOldest:
-		return cmp.Compare(b.OldestSeconds, a.OldestSeconds)
+		ages := func(r *row) time.Duration { age, _ := r.Oldest(); return age }
+		return cmp.Compare(ages(b), ages(a))
 	case colRate:
 		return cmp.Compare(b.rate, a.rate)
 	case colVerdict:

@@ -21,7 +21,7 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.Local)
 func parent(pid, zombies int, f func(*report.Parent)) report.Parent {
 	p := report.Parent{
 		PID: pid, StartTime: uint64(pid), Comm: "app", Exe: "/srv/app", Cmdline: []string{"app", "--serve"}, State: "S",
-		Zombies: zombies, Countable: zombies, OldestSeconds: 40, Verdict: "watch",
+		Zombies: zombies, Reapable: zombies, OldestSeconds: new(float64(40)), Verdict: "watch",
 	}
 	if f != nil {
 		f(&p)
@@ -183,7 +183,7 @@ func TestEverySizeFits(t *testing.T) {
 	} {
 		t.Run(state.name, func(t *testing.T) {
 			for _, ascii := range []bool{false, true} {
-				m := newModel(t.Context(), Options{Alone: "no daemon answers at /run/kzr/kzr.sock", ASCII: ascii})
+				m := newModel(t.Context(), Options{Alone: "no daemon on /run/kzr/kzr.sock", ASCII: ascii})
 				st := status()
 				st.Problems = []string{"one", "two", "three"}
 				see(m, 0, doc, st)
@@ -235,7 +235,7 @@ func FuzzScreen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, comm, exe, command, cgroup, name, pod, namespace, message string, w, h uint8, age float64) {
 		p := parent(4242, 12000, func(p *report.Parent) {
 			p.Comm, p.Exe, p.Cmdline, p.Cgroup, p.State, p.Rule = comm, exe, []string{command}, cgroup, exe, message
-			p.OldestSeconds, p.DeadlineSeconds = age, &age
+			p.OldestSeconds, p.DeadlineSeconds = &age, &age
 			if name != "" {
 				p.Container = &task.Container{Runtime: name, ID: name, Pod: pod, Namespace: namespace, Name: name, Image: exe}
 			}
@@ -247,7 +247,7 @@ func FuzzScreen(f *testing.F) {
 		m := newModel(t.Context(), Options{Alone: message})
 		see(m, 0, report.Document{Host: comm, Parents: []report.Parent{p, spared}}, st)
 		m.Update(eventsMsg{
-			{report.StreamEvent{Event: "signal", Signal: "SIGKILL", PID: 1, Comm: comm, Container: name, Pod: pod, Namespace: namespace, Message: message, Zombies: 60, Oldest: age}, 1},
+			{report.StreamEvent{Event: "signal", Signal: "SIGKILL", PID: 1, Comm: comm, Container: name, Pod: pod, Namespace: namespace, Message: message, Zombies: 60, OldestSeconds: age}, 1},
 			{report.StreamEvent{Event: message, PID: 2, Comm: comm, Container: name, Reason: message}, 1},
 		})
 		check := func() {
@@ -278,7 +278,7 @@ func openDetails(m *model) {
 	press(m, "enter")
 	never := false
 	d := report.Detail{
-		Parent: m.rows[m.visible[m.cursor]].Parent, Threads: 3, Waits: &never, NSPID: []int{4242, 1},
+		Parent: m.rows[m.visible[m.cursor]].Parent, Threads: 3, HasReaped: &never, NSPID: []int{4242, 1},
 		Signals: report.Signals{Chld: "default", ChldBlocked: true, Term: "default"}, Pids: &report.PidsLimit{Current: 90, Limit: 100},
 		Ancestors: []report.Relative{{PID: 1, Comm: "systemd"}}, Sample: []report.ZombieChild{{PID: 9999, Comm: "curl", AgeSeconds: new(float64(40))}},
 		Threshold: 50, Grace: 60, Plan: []string{"The daemon's plan."}, Advice: []string{"The daemon's advice."},
@@ -514,7 +514,7 @@ func TestStream(t *testing.T) {
 	for range 3 {
 		f.push(zombie)
 	}
-	f.push(report.StreamEvent{Time: noon, Event: "signal", Signal: "SIGTERM", PID: 4242, Comm: "node", Message: "told to end", Zombies: 61, Oldest: 61})
+	f.push(report.StreamEvent{Time: noon, Event: "signal", Signal: "SIGTERM", PID: 4242, Comm: "node", Message: "told to end", Zombies: 61, OldestSeconds: 61})
 	f.push(zombie)
 	f.push(report.StreamEvent{Time: noon, Event: "spared", Reason: "out_of_scope", PID: 500, Comm: "cron", Message: "because"})
 	f.push(report.StreamEvent{Event: report.EventMissed, Count: 12})
@@ -574,7 +574,7 @@ func TestHeadline(t *testing.T) {
 		{"due, dry run", "", func(d *report.Document, s *report.Status) { d.Parents, s.DryRun = d.Parents[:1], true }, "LEAK", "a dry run", soon},
 		{"spared", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[1:2] }, "LEAK", "app (500) holds 75 zombies; left alone: out of scope", soon},
 		{"spared, and fills the table", "", func(d *report.Document, _ *report.Status) {
-			d.Parents[1].Zombies, d.Parents[1].Countable = 14000, 14000
+			d.Parents[1].Zombies, d.Parents[1].Reapable = 14000, 14000
 		}, "LEAK", "14,000 zombies; left alone: out of scope", urgent},
 		{"full", "", func(_ *report.Document, s *report.Status) { s.Tasks = 31000 }, "FULL", "95% of all tasks", urgent},
 	}

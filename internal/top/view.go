@@ -449,8 +449,10 @@ func (m *model) line(r *row, columns []place, selected bool, acts string) string
 				style = warn
 			}
 		case colOldest:
-			if r.Countable > 0 {
-				text = span(seconds(r.OldestSeconds) + elapsed)
+			if age, known := r.Oldest(); known {
+				text = span(age + elapsed)
+			} else if r.Reapable > 0 {
+				text = "-"
 			}
 		case colRate:
 			if text = perTime(r.rate); r.rate > 0 {
@@ -569,7 +571,7 @@ func (m *model) event(e *entry) string {
 		text = fmt.Sprintf("%d lines came faster than they could be shown", e.Count)
 	default:
 		if e.Zombies > 0 {
-			about += fmt.Sprintf(" (%s, oldest %s)", count(e.Zombies, "zombie"), span(seconds(e.Oldest)))
+			about += fmt.Sprintf(" (%s, oldest %s)", count(e.Zombies, "zombie"), span(seconds(e.OldestSeconds)))
 		}
 		text = e.Message
 		if e.Reason != "" {

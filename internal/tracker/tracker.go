@@ -29,9 +29,9 @@ type Tracker struct {
 // Parent is one thread group with zombies, as of the last snapshot of it.
 type Parent struct {
 	task.ID
-	Facts           *task.Facts // nil if the source does not tell
-	Traced, Leaders int         // as in task.Children
-	Tracer          task.ID
+	Facts                    *task.Facts // nil if the source does not tell
+	Traced, Leaders, Unknown int         // as in task.Children
+	Tracer                   task.ID
 
 	zombies []task.Zombie // by pid; Since and Died are always set
 }
@@ -132,7 +132,7 @@ func inherit(zombies, gone []task.Zombie) {
 // the moment of its death.
 func merge(prev *Parent, c *task.Children, s *task.Snapshot) *Parent {
 	sorted(c.Reapable)
-	p := &Parent{ID: c.Parent, Facts: c.Facts, Traced: c.Traced, Tracer: c.Tracer, Leaders: c.Leaders, zombies: c.Reapable}
+	p := &Parent{ID: c.Parent, Facts: c.Facts, Traced: c.Traced, Tracer: c.Tracer, Leaders: c.Leaders, Unknown: c.Unknown, zombies: c.Reapable}
 	var old []task.Zombie
 	if prev != nil {
 		old = prev.zombies
@@ -175,7 +175,7 @@ func (t *Tracker) Len() int { return len(t.parents) }
 func (p *Parent) Reapable() int { return len(p.zombies) }
 
 // Total is the number of its children in state Z.
-func (p *Parent) Total() int { return len(p.zombies) + p.Traced + p.Leaders }
+func (p *Parent) Total() int { return len(p.zombies) + p.Traced + p.Leaders + p.Unknown }
 
 // Zombies returns its reapable zombies by pid. The caller must not change them.
 func (p *Parent) Zombies() []task.Zombie { return p.zombies }

@@ -22,7 +22,7 @@ func snap(end time.Duration, parent task.ID, zs ...task.Zombie) *task.Snapshot {
 }
 
 func z(pid int32, since time.Duration) task.Zombie {
-	return task.NewZombie(int(pid), uint64(pid), since)
+	return task.NewZombie(int(pid), uint64(pid), since, 0)
 }
 
 var (
@@ -43,7 +43,7 @@ func TestAge(t *testing.T) {
 		{"older than the daemon: first sighting", []*task.Snapshot{snap(10*s, p7, z(100, 0))}, p7, 11 * s, 1 * s, 1},
 		{"first sighting is kept", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, z(90, 0), z(100, 0))}, p7, 21 * s, 11 * s, 2},
 		{"a forgotten exit time does not make it younger", []*task.Snapshot{snap(10*s, p7, z(100, 4*s)), snap(20*s, p7, z(100, 0))}, p7, 21 * s, 17 * s, 1},
-		{"pid reused by another zombie", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, task.NewZombie(100, 101, 0))}, p7, 21 * s, 1 * s, 1},
+		{"pid reused by another zombie", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7, task.NewZombie(100, 101, 0, 0))}, p7, 21 * s, 1 * s, 1},
 		{"moved to another parent: a grace of its own", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p8, z(100, 0))}, p8, 21 * s, 1 * s, 1},
 		{"an exit time from the future counts from now", []*task.Snapshot{snap(10*s, p7, z(100, 99*s))}, p7, 11 * s, 1 * s, 1},
 		{"reaped", []*task.Snapshot{snap(10*s, p7, z(100, 0)), snap(20*s, p7)}, p7, 21 * s, 0, 0},
@@ -93,11 +93,11 @@ func TestDue(t *testing.T) {
 		zs := make([]task.Zombie, n)
 		since := make([]time.Duration, n)
 		for i := range zs {
-			since[i] = time.Duration(1 + r.IntN(100))
+			since[i] = time.Duration(1+r.IntN(100)) * time.Millisecond
 			zs[i] = z(int32(i+1), since[i])
 		}
 		var tr Tracker
-		tr.Apply(snap(1000, p7, zs...))
+		tr.Apply(snap(s, p7, zs...))
 		p, _ := tr.Get(p7)
 		slices.Sort(since)
 		threshold := 1 + r.IntN(220)
@@ -140,6 +140,77 @@ func TestSlowReaperIsNeverDue(t *testing.T) {
 		p, _ := tr.Get(p7)
 		if due, ok := p.Due(rule); !ok || due <= now {
 			t.Fatalf("at %v: due %v %v", now, due, ok)
+		}
+	}
+}
+
+// A zombie that moves to another parent brings the moment of its death along, while the
+// new parent has a grace of its own: whether a sweep or a single look saw it go, and
+// whether or not the kernel told when it died.
+func TestMovedKeepsItsDeath(t *testing.T) {
+	const step = 64 * time.Millisecond // in which the time from death to move is kept
+	moved := func(pid int, died time.Duration) task.Zombie {
+		return task.NewZombie(pid, uint64(pid), died, task.Moved)
+	}
+	for name, tt := range map[string]struct {
+		steps []func(*Tracker)
+		since time.Duration
+	}{
+		"seen by two sweeps": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(10*s, p7, z(100, 0), z(101, 0))) },
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, z(90, 0), z(100, 0), z(101, 0), z(102, 0))) },
+		}, 20 * s},
+		"its parent was seen without it before": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(10*s, p7, z(100, 0))) },
+			func(tr *Tracker) { tr.ApplyTo(p7, snap(15*s, p7)) },
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, z(100, 0))) },
+		}, 20 * s},
+		"its new parent was seen with it before": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(10*s, p7, z(100, 0))) },
+			func(tr *Tracker) { tr.ApplyTo(p8, snap(15*s, p8, z(100, 0))) },
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, z(100, 0))) },
+		}, 15 * s},
+		"the kernel knows": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, moved(100, 10*s))) },
+		}, 20 * s},
+		"the kernel knows, twice": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, moved(100, 10*s))) },
+			func(tr *Tracker) { tr.Apply(snap(30*s, p8, moved(100, 10*s))) },
+		}, 20 * s},
+		"restored": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Restore(map[task.ID][]task.Zombie{p8: {z(100, 0).Waiting(20*s, 10*s)}}) },
+			func(tr *Tracker) { tr.Apply(snap(30*s, p8, z(100, 0))) },
+		}, 20 * s},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var tr Tracker
+			for _, step := range tt.steps {
+				step(&tr)
+			}
+			p, ok := tr.Get(p8)
+			if !ok {
+				t.Fatal("parent is not tracked")
+			}
+			i := slices.IndexFunc(p.Zombies(), func(z task.Zombie) bool { return z.PID() == 100 })
+			if got := p.Zombies()[i]; got.Since() != tt.since || got.Died() < 10*s || got.Died() > 10*s+step {
+				t.Errorf("waits since %v, died at %v; want %v and 10s", got.Since(), got.Died(), tt.since)
+			}
+			if dead := p.Dead(10*s + step); len(dead) == 0 || len(p.Older(14*s)) != 0 {
+				t.Errorf("%d dead at 10s, %d waiting at 14s", len(dead), len(p.Older(14*s)))
+			}
+		})
+	}
+}
+
+// What another parent's zombies did, or one of a later start, is nobody else's age.
+func TestAgeIsNotInheritedByOthers(t *testing.T) {
+	var tr Tracker
+	tr.Apply(snap(10*s, p7, z(100, 0)))
+	tr.Apply(snap(20*s, p8, task.NewZombie(100, 101, 0, 0), z(99, 0)))
+	p, _ := tr.Get(p8)
+	for _, z := range p.Zombies() {
+		if z.Died() != 20*s {
+			t.Errorf("%d died at %v, want 20s", z.PID(), z.Died())
 		}
 	}
 }

@@ -236,6 +236,114 @@ func TestSubreaper(t *testing.T) {
 	waitZombies(t, z.Proc, 1)
 }
 
+// Children made with CLONE_PARENT are somebody else's to reap.
+func TestSiblings(t *testing.T) {
+	z := zoo.Start(t, "fork { name=boss fork { name=worker uid=65534 serve } serve } serve")
+	boss, worker := z.Named("boss"), z.Named("worker")
+	worker.Do("leak=20,sibling")
+	wantZombies(t, worker, 0)
+	wantZombies(t, boss, 20)
+	worker.Do("storm=0,rate=500,sibling")
+	zoo.Within(t, soon, "more of them", func() bool { return boss.Zombies() > 40 })
+	worker.Do("exit")
+	worker.WaitDead(soon)
+	boss.Do("reap=all")
+	wantZombies(t, boss, 0)
+}
+
+func TestManyAtOnce(t *testing.T) {
+	z := zoo.Start(t, "fork=times=30 { leak=3 serve } serve")
+	kids := zoo.Children(z.PID)
+	if len(kids) != 30 {
+		t.Errorf("%d children, want 30", len(kids))
+	}
+	for _, kid := range kids {
+		if n := zoo.Zombies(kid); n != 3 {
+			t.Errorf("%d zombies, want 3", n)
+		}
+	}
+}
+
+func TestRespawn(t *testing.T) {
+	z := zoo.Start(t, "in=pidns,proc respawn { name=kid leak=5 serve } serve")
+	kid := z.Named("kid")
+	wantZombies(t, kid, 5)
+	kid.Signal(unix.SIGKILL)
+	zoo.Within(t, soon, "another", func() bool { return z.Named("kid").PID != kid.PID })
+	wantZombies(t, z.Named("kid"), 5)
+	waitZombies(t, z.Proc, 0)
+	if c := z.Count(); c.Made != 2 || c.Reaped != 6 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestAwaitsOne(t *testing.T) {
+	z := zoo.Start(t, "fork { name=parent leak=20 fork { name=kid serve } serve } serve")
+	p := z.Named("parent")
+	p.Do("await")
+	zoo.Within(t, soon, "it sits in wait4", func() bool {
+		call, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", p.PID))
+		return string(call) == "do_wait"
+	})
+	never(t, 100*time.Millisecond, "it reaps others", func() bool { return p.Zombies() != 20 })
+	z.Named("kid").Do("exit")
+	p.Do("reap=20")
+	wantZombies(t, p, 0)
+}
+
+func TestReapedStatus(t *testing.T) {
+	z := zoo.Start(t, "fork { exit=7 } fork { exit=7 } serve")
+	if got := z.Do("reap=2,status=7"); got != "2" {
+		t.Errorf("reaped %s", got)
+	}
+}
+
+func TestOneForEachSIGCHLDThatIsSent(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=reap,n=1,sent,refill=2 serve")
+	for i, want := range []int{4, 4, 3, 3} {
+		z.Signal(unix.SIGCHLD)
+		zoo.Within(t, soon, "SIGCHLD arrives", func() bool { return z.Count().CHLD == i+1 })
+		waitZombies(t, z.Proc, want)
+	}
+	z.Do("leak=1") // no signal that a child sends changes that
+	wantZombies(t, z.Proc, 4)
+}
+
+func TestGroups(t *testing.T) {
+	z := zoo.Start(t, "groups=65536 leak=2 serve")
+	for _, pid := range append(zoo.Children(z.PID), z.PID) {
+		if n := len(strings.Fields(status(t, pid, "Groups"))); n != 65536 {
+			t.Errorf("pid %d is in %d groups", pid, n)
+		}
+	}
+}
+
+func TestFlicker(t *testing.T) {
+	z := zoo.Start(t, "fork { name=kid leak=4 serve } serve")
+	kid := z.Named("kid")
+	zombies := zoo.Children(kid.PID)
+	kid.Do("flicker=3,us=500")
+	waitState(t, kid, 'Z')
+	seen := map[string]bool{}
+	zoo.Within(t, soon, "threads come and go", func() bool {
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", kid.PID))
+		for _, thread := range threads {
+			seen[thread.Name()] = true
+		}
+		return len(seen) > 30
+	})
+	if !kid.Alive() {
+		t.Error("it is dead altogether")
+	}
+	for _, pid := range zombies {
+		if parent(t, pid) != kid.PID || zoo.State(pid) != 'Z' {
+			t.Errorf("pid %d is no zombie of its", pid)
+		}
+	}
+	kid.Signal(unix.SIGKILL)
+	kid.WaitDead(soon)
+}
+
 func TestSession(t *testing.T) {
 	z := zoo.Start(t, "fork { name=own setsid setsid serve } fork { name=same serve } serve")
 	for name, want := range map[string]int{"own": z.Named("own").PID, "same": z.PID} {
@@ -308,6 +416,36 @@ func TestTraced(t *testing.T) {
 	wantZombies(t, kid, 4)
 }
 
+// Traced by its own child, which lets it run.
+func TestTracedByItsChild(t *testing.T) {
+	z := zoo.Start(t, "fork { name=kid fork { name=tracer serve } serve } serve")
+	kid, tracer := z.Named("kid"), z.Named("tracer")
+	tracer.Do("trace=parent,pass")
+	if got := status(t, kid.PID, "TracerPid"); got != strconv.Itoa(tracer.PID) {
+		t.Errorf("TracerPid %s, want %d", got, tracer.PID)
+	}
+	kid.Do("leak=30")
+	wantZombies(t, kid, 30)
+	waitState(t, kid, 'S')
+}
+
+func TestTracedNowAndThen(t *testing.T) {
+	z := zoo.Start(t, "fork { name=kid serve } fork { name=tracer serve } serve")
+	kid, tracer := z.Named("kid"), z.Named("tracer")
+	kid.Do("stop")
+	waitState(t, kid, 'T')
+	tracer.Do("flip=%d,every=50", kid.PID)
+	flips, last := 0, ""
+	zoo.Within(t, soon, "ten changes", func() bool {
+		now := status(t, kid.PID, "TracerPid")
+		if now != last {
+			flips, last = flips+1, now
+		}
+		return flips > 10
+	})
+	tracer.Do("quiet")
+}
+
 func TestStopped(t *testing.T) {
 	z := zoo.Start(t, "leak=5 serve")
 	z.Do("stop")
@@ -340,6 +478,40 @@ func TestUninterruptible(t *testing.T) {
 	}
 	waitState(t, z.Proc, 'S')
 	z.Do("reap=6")
+}
+
+// A read that never comes back holds up whoever uses the reader's memory last, until
+// the file system goes.
+func TestHangingRead(t *testing.T) {
+	dir := t.TempDir()
+	z := zoo.Start(t, "in=mntns fork { name=fs fuse=%[1]s serve } fork { name=reader aio=%[1]s/f serve } serve", dir)
+	reader := z.Named("reader")
+	reader.Signal(unix.SIGKILL)
+	never(t, 300*time.Millisecond, "the reader is gone", func() bool { return !reader.Alive() })
+	z.Named("fs").Do("exit")
+	reader.WaitDead(soon)
+	if _, err := os.Stat(filepath.Join(dir, "f")); !os.IsNotExist(err) {
+		t.Errorf("the mount shows outside: %v", err)
+	}
+}
+
+func TestWatches(t *testing.T) {
+	z := zoo.Start(t, "uid=54397 serve")
+	if got := z.Do("watches=40000"); got != "40000" {
+		t.Errorf("%s watches", got)
+	}
+	pairs, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", z.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	watches := 0
+	for _, info := range pairs {
+		text, _ := os.ReadFile(info)
+		watches += strings.Count(string(text), "tfd:")
+	}
+	if watches != 40000 {
+		t.Errorf("the kernel counts %d", watches)
+	}
 }
 
 func TestDyingButBlocked(t *testing.T) {

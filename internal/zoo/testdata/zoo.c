@@ -8,8 +8,8 @@
 //	zoo fork { name=kid leak=5 serve } serve
 //
 // A step is `verb` or `verb=value,value,key=value`; \xHH in a value is that byte.
-// `fork`, `churn` and `hold` take a block in braces, the script of a child. The
-// table `steps` at the end of the file lists them all.
+// `fork`, `churn`, `hold` and `respawn` take a block in braces, the script of a
+// child. The table `steps` at the end of the file lists them all.
 //
 // The first process is the keeper: a subreaper that starts the script in a
 // child called "main", reaps whatever falls to it, and at the end kills until
@@ -33,6 +33,8 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
+#include <linux/fuse.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <pthread.h>
@@ -44,6 +46,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -52,6 +56,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -279,6 +284,24 @@ static void say_ready(void)
 	}
 }
 
+// keep copies a script that is needed after the step is over: the tokens may be on
+// a stack that goes, or make room for the next order.
+static char **keep(char **script)
+{
+	int n = 0;
+
+	while (script[n])
+		n++;
+	char **copy = calloc(n + 1, sizeof(*copy));
+	for (int i = 0; copy && i < n; i++)
+		copy[i] = strdup(script[i]);
+	if (!copy)
+		die("out of memory");
+	return copy;
+}
+
+static pid_t newest; // child
+
 static void quit_background(void);
 
 // newborn makes a forked child a process of its own: nothing of what its parent
@@ -387,18 +410,21 @@ __attribute__((noreturn)) static void child(int ready[2], char **script)
 	_exit(0);
 }
 
+// fork=OPTIONS,times=N: so many of them, one after the other.
 static void do_fork(struct step *s)
 {
-	int ready[2];
+	for (long n = opt_number(s, "times", 1); n > 0; n--) {
+		int ready[2];
 
-	if (pipe(ready) < 0)
-		die("pipe: %m");
-	pid_t pid = create(s);
-	if (pid == 0)
-		child(ready, s->block);
-	await_ready(ready);
-	made++;
-	say("%d", pid);
+		if (pipe(ready) < 0)
+			die("pipe: %m");
+		newest = create(s);
+		if (newest == 0)
+			child(ready, s->block);
+		await_ready(ready);
+		made++;
+	}
+	say("%d", newest);
 }
 
 // churn: forks until the kernel hands out the pid; whoever gets it runs the
@@ -447,12 +473,13 @@ static void do_churn(struct step *s)
 // ---- Children that become zombies ---------------------------------------------
 
 struct brood {
-	long count;  // 0: without end
-	long rate;   // per second, 0: as fast as it goes
-	long sig;    // exit signal
-	bool full;   // a fork that fails is no error: the table may be full
-	bool async;  // do not make sure that they are dead
-	bool plain;  // fork, not vfork
+	long count;   // 0: without end
+	long rate;    // per second, 0: as fast as it goes
+	long sig;     // exit signal
+	bool sibling; // the parent's children (CLONE_PARENT), who has to reap them
+	bool full;    // a fork that fails is no error: the table may be full
+	bool async;   // do not make sure that they are dead
+	bool plain;   // fork, not vfork
 };
 
 static struct brood brood_of(const struct step *s)
@@ -461,6 +488,7 @@ static struct brood brood_of(const struct step *s)
 		.count = number(s, arg(s, 0)),
 		.rate = opt_number(s, "rate", 0),
 		.sig = opt_number(s, "sig", SIGCHLD),
+		.sibling = opt(s, "sibling"),
 		.full = opt(s, "full"),
 		.async = opt(s, "async"),
 		.plain = opt(s, "plain"),
@@ -476,7 +504,9 @@ static pid_t bear(const struct brood *b)
 {
 	pid_t pid;
 
-	if (b->sig == SIGCHLD && !b->plain)
+	if (b->sibling)
+		pid = syscall(SYS_clone, CLONE_PARENT | b->sig, 0, 0, 0, 0);
+	else if (b->sig == SIGCHLD && !b->plain)
 		pid = vfork();
 	else
 		pid = syscall(SYS_clone, b->sig, 0, 0, 0, 0);
@@ -544,11 +574,13 @@ static void do_leak(struct step *s)
 }
 
 // reap=N waits for N children of any kind, reap=all for all that there are,
-// reap=now for those that are dead. pid=P for that one.
+// reap=now for those that are dead. pid=P for that one. status=N: what each has to
+// have ended with.
 static void do_reap(struct step *s)
 {
 	const char *pid = opt(s, "pid");
-	long n = 0, want = LONG_MAX;
+	long n = 0, want = LONG_MAX, exit_status = opt_number(s, "status", -1);
+	int status;
 	int flags = __WALL;
 
 	if (pid)
@@ -558,17 +590,31 @@ static void do_reap(struct step *s)
 	else if (!is(s, "all"))
 		want = number(s, arg(s, 0));
 	while (n < want) {
-		pid_t got = waitpid(pid ? number(s, pid) : -1, NULL, flags);
+		pid_t got = waitpid(pid ? number(s, pid) : -1, &status, flags);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0)
 			break;
+		if (exit_status >= 0 && (!WIFEXITED(status) || WEXITSTATUS(status) != exit_status))
+			die("reap: child %d ended with %x", got, status);
 		n++;
 	}
 	reaped += n;
 	if (want != LONG_MAX && n < want)
 		die("reap: only %ld children", n);
 	say("%ld", n);
+}
+
+// await[=PID]: sits in waitpid() for this child, by default the newest, and for no
+// other, until it ends.
+static void do_await(struct step *s)
+{
+	pid_t pid = s->parts ? number(s, arg(s, 0)) : newest;
+
+	while (waitpid(pid, NULL, 0) < 0)
+		if (errno != EINTR)
+			die("waiting for %d: %m", pid);
+	reaped++;
 }
 
 // ---- Work in the background of `serve` ------------------------------------------
@@ -588,6 +634,8 @@ static struct {
 	} *young;
 	long head, alive;
 	int kids;
+	char **block; // of respawn
+	pid_t pid;
 } bg;
 
 static void quit_background(void)
@@ -766,6 +814,40 @@ static void do_flash(struct step *s)
 	bg.kids = opt_number(s, "kids", 3);
 }
 
+static int respawn_tick(void)
+{
+	pid_t pid;
+
+	while ((pid = waitpid(-1, NULL, __WALL | WNOHANG)) > 0) {
+		reaped++;
+		if (pid == bg.pid)
+			bg.pid = 0;
+	}
+	if (bg.pid == 0) {
+		int ready[2];
+
+		if (pipe(ready) < 0)
+			die("pipe: %m");
+		pid = fork();
+		if (pid == 0)
+			child(ready, bg.block);
+		await_ready(ready);
+		if (pid > 0) { // else the table is full: try again
+			bg.pid = pid;
+			made++;
+		}
+	}
+	return 10;
+}
+
+// respawn { … }: an init that reaps whatever ends, and starts the block again
+// whenever that one has ended.
+static void do_respawn(struct step *s)
+{
+	background(respawn_tick, s);
+	bg.block = keep(s->block);
+}
+
 static void do_quiet(struct step *s)
 {
 	(void)s;
@@ -774,17 +856,26 @@ static void do_quiet(struct step *s)
 
 // ---- Signals ----------------------------------------------------------------------
 
-static long reap_at_most;
+static long reap_at_most, refill;
+static bool only_sent;
 static long term_delay_ms;
 
-static void on_chld(int sig)
+static void on_chld(int sig, siginfo_t *si, void *context)
 {
 	int saved = errno;
 
 	(void)sig;
+	(void)context;
+	if (only_sent && si->si_code != SI_USER)
+		return;
 	chlds++;
 	for (long i = 0; i < reap_at_most && waitpid(-1, NULL, WNOHANG) > 0; i++)
 		reaped++;
+	if (refill && chlds % refill == 0) {
+		if (vfork() == 0)
+			_exit(0);
+		made++;
+	}
 	errno = saved;
 }
 
@@ -815,10 +906,16 @@ static void block(int sig, bool on)
 }
 
 // chld=default|ignore|nocldwait|block|count|reap[,n=N]: what SIGCHLD does. `reap`
-// reaps at most N per signal (all of them if not given).
+// reaps at most N per signal (all of them if not given); with `sent` only when a
+// process sent it, not when a child ended, and with refill=N every Nth signal makes
+// another zombie.
 static void do_chld(struct step *s)
 {
+	struct sigaction handler = { .sa_sigaction = on_chld, .sa_flags = SA_SIGINFO | SA_RESTART };
+
 	reap_at_most = 0;
+	only_sent = opt(s, "sent");
+	refill = opt_number(s, "refill", 0);
 	if (is(s, "default"))
 		dispose(SIGCHLD, SIG_DFL, 0);
 	else if (is(s, "ignore"))
@@ -826,10 +923,10 @@ static void do_chld(struct step *s)
 	else if (is(s, "nocldwait"))
 		dispose(SIGCHLD, SIG_DFL, SA_NOCLDWAIT);
 	else if (is(s, "count"))
-		dispose(SIGCHLD, on_chld, 0);
+		sigaction(SIGCHLD, &handler, NULL);
 	else if (is(s, "reap")) {
 		reap_at_most = opt_number(s, "n", LONG_MAX);
-		dispose(SIGCHLD, on_chld, 0);
+		sigaction(SIGCHLD, &handler, NULL);
 	} else if (!is(s, "block"))
 		die("chld: unknown \"%s\"", s->part[0]);
 	block(SIGCHLD, is(s, "block"));
@@ -901,6 +998,20 @@ static void do_uid(struct step *s)
 
 	if (setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0)
 		die("uid=%ld: %m", id);
+}
+
+// groups=N: so many supplementary groups, with numbers as long as they get. The
+// process's status then is so much longer, and its children's.
+static void do_groups(struct step *s)
+{
+	long n = number(s, arg(s, 0));
+	gid_t *group = calloc(n + 1, sizeof(*group));
+
+	for (long i = 0; group && i < n; i++)
+		group[i] = 4000000000 + i;
+	if (!group || setgroups(n, group) < 0)
+		die("%ld groups: %m", n);
+	free(group);
 }
 
 static void do_chroot(struct step *s)
@@ -1088,17 +1199,42 @@ static void *go_on(void *rest)
 static void do_deadleader(struct step *s)
 {
 	pthread_t t;
-	int n = 0;
-	char **rest;
 
-	// The tokens may be on the leader's stack.
-	while (s->rest[n])
-		n++;
-	rest = calloc(n + 1, sizeof(*rest));
-	for (int i = 0; rest && i < n; i++)
-		rest[i] = strdup(s->rest[i]);
-	if (!rest || pthread_create(&t, NULL, go_on, rest) != 0)
+	if (pthread_create(&t, NULL, go_on, keep(s->rest)) != 0)
 		die("pthread_create failed");
+	syscall(SYS_exit, 0);
+}
+
+static pthread_attr_t brief;
+static int64_t brief_life;
+
+static void *brief_thread(void *arg)
+{
+	pthread_t t;
+
+	nap(brief_life);
+	while (pthread_create(&t, &brief, brief_thread, NULL) != 0)
+		nap(MSEC);
+	return arg;
+}
+
+// flicker=N[,us=U]: the thread group leader ends, and N threads live that each end
+// after U microseconds, in favour of the next one. Says that it is ready before; it
+// hears nothing any more.
+static void do_flicker(struct step *s)
+{
+	pthread_t t;
+
+	brief_life = opt_number(s, "us", 1000) * 1000;
+	pthread_attr_init(&brief);
+	pthread_attr_setdetachstate(&brief, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setstacksize(&brief, 65536);
+	say_ready();
+	for (long n = number(s, arg(s, 0)); n > 0; n--) {
+		if (pthread_create(&t, &brief, brief_thread, NULL) != 0)
+			die("pthread_create failed");
+		nap(brief_life / 4); // not all at the same moment
+	}
 	syscall(SYS_exit, 0);
 }
 
@@ -1110,27 +1246,72 @@ static void seize(pid_t pid)
 		die("tracing %d: %m", pid);
 }
 
-// trace=PID[,stop]: becomes the tracer of a process, pid as this process sees it.
+static pid_t tracee(const struct step *s)
+{
+	return is(s, "parent") ? getppid() : number(s, arg(s, 0));
+}
+
+static int pass_tick(void)
+{
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, __WALL | WNOHANG)) > 0)
+		if (WIFSTOPPED(status))
+			ptrace(PTRACE_CONT, pid, 0, status >> 16 ? 0 : WSTOPSIG(status));
+	return 2;
+}
+
+// trace=PID|parent[,stop][,pass]: becomes the tracer of a process, pid as this
+// process sees it. `pass` lets it go on whenever a signal stops it.
 static void do_trace(struct step *s)
 {
-	pid_t pid = number(s, arg(s, 0));
+	pid_t pid = tracee(s);
 
 	seize(pid);
+	if (opt(s, "pass"))
+		background(pass_tick, s);
 	if (opt(s, "stop") && (ptrace(PTRACE_INTERRUPT, pid, 0, 0) < 0 || waitpid(pid, NULL, __WALL) < 0))
 		die("stopping %d: %m", pid);
 }
 
-// untrace=PID: lets go of it. Of one that died, its parent hears now.
-static void do_untrace(struct step *s)
+static void let_go(pid_t pid)
 {
-	pid_t pid = number(s, arg(s, 0));
-	int status;
+	int status = 0;
 
 	ptrace(PTRACE_INTERRUPT, pid, 0, 0);
 	if (waitpid(pid, &status, __WALL) < 0 && errno != ECHILD)
 		die("waiting for %d: %m", pid);
 	if (WIFSTOPPED(status) && ptrace(PTRACE_DETACH, pid, 0, 0) < 0)
 		die("letting go of %d: %m", pid);
+}
+
+// untrace=PID: lets go of it. Of one that died, its parent hears now.
+static void do_untrace(struct step *s)
+{
+	let_go(tracee(s));
+}
+
+static int flip_tick(void)
+{
+	int64_t left = bg.start + bg.done * bg.every * MSEC - now_ns();
+
+	if (left > 0)
+		return left / MSEC + 1;
+	if (bg.done % 2)
+		let_go(bg.pid);
+	else
+		seize(bg.pid);
+	bg.done++;
+	return bg.every;
+}
+
+// flip=PID,every=MS: traces a process, lets go of it, traces it again.
+static void do_flip(struct step *s)
+{
+	background(flip_tick, s);
+	bg.pid = tracee(s);
+	bg.every = opt_number(s, "every", 1000);
 }
 
 // hold=N { … }: N zombies that a tracer holds. The block is the tracer's script.
@@ -1189,6 +1370,156 @@ static void do_vfork(struct step *s)
 		_exit(0);
 	}
 	made++;
+}
+
+// ---- What the kernel keeps for a process -------------------------------------------
+
+static int fuse_fd;
+
+static void fuse_answer(uint64_t unique, int error, void *data, size_t size)
+{
+	struct fuse_out_header head = { sizeof(head) + size, error, unique };
+	struct iovec iov[] = { { &head, sizeof(head) }, { data, size } };
+
+	// ENOENT: who asked has been interrupted.
+	if (writev(fuse_fd, iov, 2) < 0 && errno != ENOENT)
+		die("fuse: answering: %m");
+}
+
+static struct fuse_attr fuse_attr(uint64_t node)
+{
+	struct fuse_attr a = { .ino = node, .nlink = 1, .blksize = 4096 };
+
+	a.mode = node == FUSE_ROOT_ID ? S_IFDIR | 0755 : S_IFREG | 0666;
+	a.size = node == FUSE_ROOT_ID ? 0 : 1 << 20;
+	return a;
+}
+
+static void *fuse_thread(void *arg)
+{
+	static char buf[1 << 20] __attribute__((aligned(8)));
+
+	(void)arg;
+	for (;;) {
+		ssize_t n = read(fuse_fd, buf, sizeof(buf));
+		if (n < 0 && (errno == EINTR || errno == ENOENT))
+			continue;
+		if (n < 0)
+			return NULL; // unmounted
+
+		struct fuse_in_header *in = (void *)buf;
+		struct fuse_init_in *asked = (void *)(in + 1);
+		struct fuse_init_out init = { .major = 7, .minor = 31, .max_background = 1000,
+					      .congestion_threshold = 900, .max_write = 131072, .time_gran = 1 };
+		struct fuse_entry_out entry = { .nodeid = 2, .entry_valid = 1000, .attr_valid = 1000,
+						.attr = fuse_attr(2) };
+		struct fuse_attr_out attr = { .attr_valid = 1000, .attr = fuse_attr(in->nodeid) };
+		struct fuse_open_out open = { 0 };
+
+		switch (in->opcode) {
+		case FUSE_INIT:
+			init.max_readahead = asked->max_readahead;
+			init.flags = asked->flags & (FUSE_ASYNC_DIO | FUSE_ASYNC_READ | FUSE_BIG_WRITES);
+			fuse_answer(in->unique, 0, &init, sizeof(init));
+			break;
+		case FUSE_LOOKUP:
+			if (strcmp((char *)(in + 1), "f") == 0)
+				fuse_answer(in->unique, 0, &entry, sizeof(entry));
+			else
+				fuse_answer(in->unique, -ENOENT, NULL, 0);
+			break;
+		case FUSE_GETATTR:
+			fuse_answer(in->unique, 0, &attr, sizeof(attr));
+			break;
+		case FUSE_OPEN:
+		case FUSE_OPENDIR:
+			fuse_answer(in->unique, 0, &open, sizeof(open));
+			break;
+		case FUSE_FLUSH:
+		case FUSE_RELEASE:
+		case FUSE_RELEASEDIR:
+		case FUSE_ACCESS:
+			fuse_answer(in->unique, 0, NULL, 0);
+			break;
+		case FUSE_READ: // for ever
+		case FUSE_WRITE:
+		case FUSE_FORGET:
+		case FUSE_BATCH_FORGET:
+		case FUSE_INTERRUPT:
+			break;
+		default:
+			fuse_answer(in->unique, -ENOSYS, NULL, 0);
+		}
+	}
+}
+
+// fuse=DIR: mounts a file system there whose one file, f, is never read to the end:
+// every read hangs until this process ends. Do it in a mount namespace that goes
+// with the zoo.
+static void do_fuse(struct step *s)
+{
+	char options[128];
+	pthread_t t;
+
+	fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (fuse_fd < 0)
+		die("/dev/fuse: %m");
+	snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fuse_fd);
+	if (mount("zoo", arg(s, 0), "fuse", MS_NOSUID | MS_NODEV, options) < 0)
+		die("mounting fuse: %m");
+	if (pthread_create(&t, NULL, fuse_thread, NULL) != 0)
+		die("pthread_create failed");
+}
+
+// aio=FILE: an asynchronous read of it is under way. Whoever is the last to use this
+// process's memory waits for the end of that, and nothing can wake him.
+static void do_aio(struct step *s)
+{
+	static char buf[8192] __attribute__((aligned(4096)));
+	aio_context_t context = 0;
+	int fd = open(arg(s, 0), O_RDWR | O_DIRECT | O_CLOEXEC);
+	struct iocb read = { .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = fd,
+			     .aio_buf = (uintptr_t)buf, .aio_nbytes = 4096 }, *list = &read;
+
+	if (fd < 0)
+		die("%s: %m", arg(s, 0));
+	if (syscall(SYS_io_setup, 1, &context) < 0 || syscall(SYS_io_submit, context, 1, &list) != 1)
+		die("aio: %m");
+}
+
+// watches[=N]: uses up the epoll watches that its user may have
+// (fs.epoll.max_user_watches), or N of them, and says how many that were.
+static void do_watches(struct step *s)
+{
+	struct rlimit r;
+	struct epoll_event e = { .events = EPOLLIN };
+	static int target[16384];
+	static int targets;
+	int set;
+	long total = 0, most = s->parts ? number(s, arg(s, 0)) : LONG_MAX;
+
+	getrlimit(RLIMIT_NOFILE, &r);
+	r.rlim_cur = r.rlim_max < 20000 ? r.rlim_max : 20000;
+	setrlimit(RLIMIT_NOFILE, &r);
+	while (targets < 16384 && targets < (long)r.rlim_cur * 3 / 4 &&
+	       (target[targets] = eventfd(0, EFD_CLOEXEC)) >= 0)
+		targets++;
+	while ((set = epoll_create1(EPOLL_CLOEXEC)) >= 0) {
+		for (int i = 0; i < targets; i++, total++) {
+			bool full = total == most;
+
+			if (!full && epoll_ctl(set, EPOLL_CTL_ADD, target[i], &e) < 0) {
+				if (errno != ENOSPC)
+					die("epoll_ctl after %ld: %m", total);
+				full = true;
+			}
+			if (full) {
+				say("%ld", total);
+				return;
+			}
+		}
+	}
+	die("epoll_create after %ld watches: %m", total);
 }
 
 // ---- The rest ---------------------------------------------------------------------
@@ -1252,22 +1583,25 @@ static const struct {
 	void (*run)(struct step *);
 	enum { PLAIN, BLOCK, MUTE } kind;
 } steps[] = {
-	{ "fork", do_fork, BLOCK },           // [=OPTIONS] { … } see create()
+	{ "fork", do_fork, BLOCK },           // [=OPTIONS][,times=N] { … } see create()
 	{ "churn", do_churn, BLOCK },         // =PID[,for=MS] { … }
 	{ "hold", do_hold, BLOCK },           // =N { … }
-	{ "leak", do_leak, PLAIN },           // =N[,rate=R][,sig=S][,plain][,full][,async][,thread]
-	{ "reap", do_reap, PLAIN },           // =N|all|now|pid=P
-	{ "storm", do_storm, PLAIN },         // =N[,rate=R][,for=MS][,reap=PERCENT][,sig=S]
+	{ "leak", do_leak, PLAIN },           // =N[,rate=R][,sig=S][,sibling][,plain][,full][,async][,thread]
+	{ "reap", do_reap, PLAIN },           // =N|all|now|pid=P[,status=N]
+	{ "await", do_await, MUTE },          // [=PID]
+	{ "storm", do_storm, PLAIN },         // =N[,rate=R][,for=MS][,reap=PERCENT][,sig=S][,sibling]
 	{ "fresh", do_fresh, PLAIN },         // =K[,age=MS]
 	{ "burst", do_burst, PLAIN },         // =N[,every=MS][,hold=MS][,sig=S]
 	{ "flash", do_flash, PLAIN },         // =R[,kids=K]
-	{ "quiet", do_quiet, PLAIN },         // ends storm, fresh, burst, flash
-	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N]
+	{ "respawn", do_respawn, BLOCK },     // { … }
+	{ "quiet", do_quiet, PLAIN },         // ends what goes on in the background
+	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N][,sent][,refill=N]
 	{ "term", do_term, PLAIN },           // =default|ignore|block|count|exit[,ms=MS]
 	{ "name", do_name, PLAIN },           // =NAME
 	{ "comm", do_comm, PLAIN },           // =BYTES
 	{ "nocmdline", do_nocmdline, PLAIN },
 	{ "uid", do_uid, PLAIN },             // =N
+	{ "groups", do_groups, PLAIN },       // =N
 	{ "chroot", do_chroot, PLAIN },       // =DIR
 	{ "mnt", do_mnt, PLAIN },             // =NAMESPACE
 	{ "cgroup", do_cgroup, PLAIN },       // =DIR[,DIR…]
@@ -1283,10 +1617,15 @@ static const struct {
 	{ "threadexec", do_threadexec, MUTE },
 	{ "threads", do_threads, PLAIN },     // =N
 	{ "deadleader", do_deadleader, MUTE },
-	{ "trace", do_trace, PLAIN },         // =PID[,stop]
-	{ "untrace", do_untrace, PLAIN },     // =PID
+	{ "flicker", do_flicker, MUTE },      // =N[,us=U]
+	{ "trace", do_trace, PLAIN },         // =PID|parent[,stop][,pass]
+	{ "untrace", do_untrace, PLAIN },     // =PID|parent
+	{ "flip", do_flip, PLAIN },           // =PID|parent[,every=MS]
 	{ "stop", do_stop, MUTE },
 	{ "vfork", do_vfork, MUTE },          // [=MS]
+	{ "fuse", do_fuse, PLAIN },           // =DIR
+	{ "aio", do_aio, PLAIN },             // =FILE
+	{ "watches", do_watches, PLAIN },     // [=N]
 	{ "bench", do_bench, PLAIN },         // =vfork|exec,N
 	{ "count", do_count, PLAIN },
 	{ "sleep", do_sleep, PLAIN },         // =MS
@@ -1433,9 +1772,9 @@ static void kill_children(void)
 		fclose(f);
 }
 
-// keep runs the script in a child, and ends only when no process of the zoo is
+// keeper runs the script in a child, and ends only when no process of the zoo is
 // left.
-static int keep(char **script)
+static int keeper(char **script)
 {
 	struct step in = { 0 };
 	sigset_t set;
@@ -1534,6 +1873,6 @@ int main(int argc, char **argv)
 		run(token + 1);
 		return 0;
 	}
-	int code = keep(token);
+	int code = keeper(token);
 	return report ? 0 : code;
 }

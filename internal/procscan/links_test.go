@@ -14,7 +14,7 @@ func TestWaited(t *testing.T) {
 	z := zoo.Start(t, "leak=5,plain serve")
 	waited := func() bool {
 		t.Helper()
-		p, err := s.Inspect(z.PID)
+		p, err := s.Inspect(t.Context(), z.PID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -34,7 +34,7 @@ func TestLiveChildren(t *testing.T) {
 	z := zoo.Start(t, "leak=7 fork { name=a comm=first serve } fork { name=b comm=second serve } fork { name=c serve } serve")
 	a, b := z.Named("a"), z.Named("b")
 	z.Named("c")
-	p, err := s.Inspect(z.PID)
+	p, err := s.Inspect(t.Context(), z.PID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,14 +6,14 @@ import (
 )
 
 const (
-	// maxSeats ladders hold a pidfd, and look, at the same time. Thousands would
+	// maxSlots ladders hold a pidfd, and look, at the same time. Thousands would
 	// leave no descriptor for anything else.
-	maxSeats = 64
-	// hurrySeats are there besides for those that are in a hurry.
-	hurrySeats = 16
+	maxSlots = 64
+	// hurrySlots are there besides for those that are in a hurry.
+	hurrySlots = 16
 )
 
-// rank says which of those who wait for a seat is the next; of the same rank it
+// rank says which of those who wait for a slot is the next; of the same rank it
 // is the first to come.
 type rank int
 
@@ -23,30 +23,30 @@ const (
 	pressed      // its parent's zombies are why pids run out
 )
 
-// seats are what ladders take in turn. The zero value is ready.
-type seats struct {
+// slots are what ladders take in turn. The zero value is ready.
+type slots struct {
 	mu    sync.Mutex
-	taken int
-	queue []*seat // who waits, the next first
+	used  int
+	queue []*slot // who waits, the next first
 }
 
-type seat struct {
+type slot struct {
 	ready chan struct{} // closed when it is taken
 	rank  rank
 }
 
-// take asks for a seat. The caller must leave it, taken or not.
-func (s *seats) take(r rank) *seat {
+// acquire asks for a slot. The caller must release it, whether it got it or not.
+func (s *slots) acquire(r rank) *slot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	x := &seat{ready: make(chan struct{}), rank: r}
+	x := &slot{ready: make(chan struct{}), rank: r}
 	s.enqueue(x)
 	s.admit()
 	return x
 }
 
 // hurry puts one who waits before those that can.
-func (s *seats) hurry(x *seat) {
+func (s *slots) hurry(x *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := slices.Index(s.queue, x); i >= 0 {
@@ -57,26 +57,26 @@ func (s *seats) hurry(x *seat) {
 	}
 }
 
-func (s *seats) leave(x *seat) {
+func (s *slots) release(x *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := slices.Index(s.queue, x); i >= 0 {
 		s.queue = slices.Delete(s.queue, i, i+1)
 		return
 	}
-	s.taken--
+	s.used--
 	s.admit()
 }
 
-// wanted says whether somebody waits for a seat.
-func (s *seats) wanted() bool {
+// wanted says whether somebody waits for a slot.
+func (s *slots) wanted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.queue) > 0
 }
 
-func (s *seats) enqueue(x *seat) {
-	i, _ := slices.BinarySearchFunc(s.queue, x.rank, func(y *seat, r rank) int {
+func (s *slots) enqueue(x *slot) {
+	i, _ := slices.BinarySearchFunc(s.queue, x.rank, func(y *slot, r rank) int {
 		if y.rank >= r {
 			return -1
 		}
@@ -85,17 +85,17 @@ func (s *seats) enqueue(x *seat) {
 	s.queue = slices.Insert(s.queue, i, x)
 }
 
-func (s *seats) admit() {
+func (s *slots) admit() {
 	n := 0
 	for _, x := range s.queue {
-		room := maxSeats
+		room := maxSlots
 		if x.rank == pressed {
-			room += hurrySeats
+			room += hurrySlots
 		}
-		if s.taken >= room {
+		if s.used >= room {
 			break // the others have no more room
 		}
-		s.taken++
+		s.used++
 		close(x.ready)
 		n++
 	}

@@ -1,0 +1,119 @@
+package daemon
+
+import (
+	"fmt"
+	"time"
+
+	"kzr/internal/advice"
+	"kzr/internal/observer"
+	"kzr/internal/policy"
+	"kzr/internal/report"
+	"kzr/internal/task"
+)
+
+func (d *Daemon) say(name string, reason policy.Reason, a *observer.Assessment, message string) {
+	proc := a.Process
+	d.opts.Report(report.Event{
+		Time: time.Now(), Name: name, Message: message, Process: &proc,
+		Zombies: a.Zombies, Reapable: a.Reapable, Oldest: a.Oldest, Rule: a.Rule.Name, Reason: string(reason),
+	})
+}
+
+// because says why a parent is not acted on.
+func because(a *observer.Assessment) string {
+	if a.Reason == policy.ByRule && a.Rule.Unsure {
+		return "an observe rule may match: the container's name is not known"
+	}
+	text := advice.Because(a.Reason)
+	if more := observer.Detail(a); more != "" {
+		text += " (" + more + ")"
+	}
+	return text
+}
+
+// suspectWorkloads reports workloads that leak though none of their parents is worth a
+// line: many parents, each with fewer zombies than the threshold.
+func (d *Daemon) suspectWorkloads(now time.Duration) {
+	seen := map[string]bool{}
+	for _, w := range d.observer.Workloads() {
+		if w.Zombies < d.config.Threshold {
+			break // the others hold fewer
+		}
+		if w.Old < d.config.Threshold || w.Parents < 2 {
+			continue
+		}
+		seen[w.Name] = true
+		s := d.leaks[w.Name]
+		if s == nil {
+			s = &said{}
+			d.leaks[w.Name] = s
+		}
+		d.mu.Lock()
+		_, known := d.watched[w.Largest]
+		d.mu.Unlock()
+		if known || !s.due(w.Old, now) {
+			continue
+		}
+		*s = said{now, w.Old}
+		proc, err := d.observer.Brief(w.Largest)
+		if err != nil {
+			continue
+		}
+		d.opts.Report(report.Event{
+			Time: time.Now(), Name: report.EventSuspect, Process: &proc,
+			Zombies: w.Zombies, Reapable: w.Zombies,
+			Message: fmt.Sprintf("workload is leaking: %d parents hold %d zombies, each fewer than the threshold; the largest is named", w.Parents, w.Zombies),
+		})
+	}
+	for name := range d.leaks {
+		if !seen[name] {
+			delete(d.leaks, name)
+		}
+	}
+}
+
+// stayed is the age at which a zombie is worth an event of its own to those who
+// watch: by then nearly every parent has reaped.
+const stayed = time.Second
+
+// maxTold is how many zombies get such an event in one sweep. Nobody reads more.
+const maxTold = 1000
+
+// swept counts a sweep. It is called with the observer's lock held.
+func (d *Daemon) swept(s observer.Sweep) {
+	d.stats.sweeps.Add(1)
+	if d.opts.Meter != nil {
+		d.opts.Meter.ObserveSweep(s.Took)
+	}
+}
+
+// tell tells those who watch of the zombies that have stayed since the sweep before.
+func (d *Daemon) tell(s observer.Sweep) {
+	if d.opts.Watched == nil || !d.opts.Watched() {
+		return
+	}
+	told := 0
+	for _, p := range d.observer.Parents() {
+		var proc *task.Process
+		for _, z := range p.Zombies() {
+			if told == maxTold {
+				return
+			}
+			if s.At-z.Since() < stayed || s.Before-z.Since() >= stayed {
+				continue
+			}
+			if proc == nil {
+				x, err := d.observer.Brief(p.ID)
+				if err != nil {
+					break
+				}
+				proc = &x
+			}
+			told++
+			d.opts.Report(report.Event{
+				Time: time.Now(), Name: report.EventZombie, Process: proc, Child: z,
+				Zombies: p.Total(), Reapable: p.Reapable(), Oldest: s.At - z.Since(),
+			})
+		}
+	}
+}

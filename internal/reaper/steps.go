@@ -1,0 +1,398 @@
+package reaper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kzr/internal/config"
+	"kzr/internal/policy"
+	"kzr/internal/report"
+	"kzr/internal/task"
+)
+
+// steps is the ladder. Each step does its one thing if that makes sense, waits and
+// checks for itself whether that was enough. It returns nil to hand over to the
+// next one, or how the ladder ended.
+var steps = []func(*ladder, context.Context) *Outcome{
+	(*ladder).nudge,      // SIGCHLD
+	(*ladder).reapInside, // wait4 in its name
+	(*ladder).terminate,  // SIGTERM
+	(*ladder).kill,       // SIGKILL
+}
+
+// nudge sends SIGCHLD, again for as long as each one makes the parent reap some: a
+// handler that waits for one child per signal is a common bug. It costs nobody
+// anything, so no limit forbids it. It is said once.
+func (l *ladder) nudge(ctx context.Context) *Outcome {
+	if out := l.verify(ctx); out != nil {
+		return out
+	}
+	pressed := l.seen.Pressure != policy.NoPressure
+	if l.seen.Nudge <= 0 && !pressed || policy.Halted(&l.seen.Process.Facts) {
+		return nil
+	}
+	end := time.Now().Add(max(10*l.seen.Nudge, l.r.timing.nudges))
+	if pressed {
+		end = time.Now().Add(100 * l.r.timing.urgent)
+	}
+	// A parent that makes zombies as fast as it reaps them would be nudged for ever.
+	checked, before := time.Now(), len(l.seen.Old)
+	for {
+		old, youngest := oldZombies(l.seen.Old)
+		if out := l.send(ctx, unix.SIGCHLD); out != nil {
+			return out
+		}
+		fewer, out := l.effect(ctx, old, youngest)
+		if out != nil || !fewer || l.dryRun {
+			return out
+		}
+		switch now := time.Now(); {
+		case now.After(end):
+			return nil
+		case now.Sub(checked) < max(l.r.timing.stalled, l.seen.Nudge):
+		case len(l.seen.Old) >= before:
+			return nil
+		default:
+			checked, before = now, len(l.seen.Old)
+		}
+		// It may have thousands, and reap one each time.
+		if l.r.slots.wanted() {
+			began := time.Now()
+			if out := l.waitReleasingSlot(ctx, 0); out != nil {
+				return out
+			}
+			if out := l.verify(ctx); out != nil {
+				return out
+			}
+			waited := time.Since(began)
+			end, checked = end.Add(waited), checked.Add(waited)
+		}
+	}
+}
+
+// effect says whether the parent has fewer of the old zombies, the youngest of
+// which began to wait at the given moment, as soon as it has, or after the nudge.
+func (l *ladder) effect(ctx context.Context, old int, youngest time.Duration) (fewer bool, out *Outcome) {
+	began := time.Now()
+	for pause := time.Millisecond; ; pause *= 2 {
+		nudge := l.seen.Nudge
+		if l.seen.Pressure != policy.NoPressure {
+			nudge = max(nudge, l.r.timing.urgent)
+		}
+		left := nudge - time.Since(began)
+		if left <= 0 {
+			return false, nil
+		}
+		if out := l.wait(ctx, min(pause, left)); out != nil {
+			return false, out
+		}
+		if out := l.verify(ctx); out != nil {
+			return false, out
+		}
+		if waitingSince(l.seen.Old, youngest) < old {
+			return true, nil
+		}
+	}
+}
+
+// reapInside reaps zombies in the name of the parent, which stands still for a
+// moment and lives on; at most once per grace, as each time may start a timeout of
+// its own over. Where it cannot be done, the reason goes with what is said next.
+func (l *ladder) reapInside(ctx context.Context) *Outcome {
+	for {
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+		if !l.wantsInside() {
+			return nil
+		}
+		var last record
+		l.remember(func(r *record) { last = *r })
+		left := l.seen.Grace - time.Since(last.inside)
+		if left <= 0 {
+			break
+		}
+		// Where it has helped it is worth waiting for, but not under pressure: there it
+		// has not kept pace.
+		if !last.helped || l.seen.Pressure != policy.NoPressure {
+			return nil
+		}
+		if out := l.waitReleasingSlot(ctx, left); out != nil {
+			return out
+		}
+	}
+	if l.dryRun = l.dryRun || l.r.isDryRun(); l.dryRun {
+		n := l.seen.Adopted
+		if l.seen.Reap == config.ReapAll {
+			n = l.seen.Reapable
+		}
+		l.addNote(fmt.Sprintf("would reap %d zombies inside it", n))
+		if l.seen.Reapable-n < l.seen.Threshold {
+			return l.rehearsed()
+		}
+		return nil
+	}
+	step, cancel := context.WithTimeout(ctx, l.r.timing.inside)
+	defer cancel()
+	l.before, l.before.Old = l.seen, nil
+	var last Insided
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, l.r.timing.look) {
+		var err error
+		last, err = l.proc.reap(step, l.r.Inside, &l.seen)
+		l.tried = true
+		l.inside.Reaped += last.Reaped
+		l.inside.Stopped = max(l.inside.Stopped, last.Stopped)
+		l.forget()
+		l.remember(func(r *record) { r.reapedInside(time.Now(), l.inside.Reaped > 0, l.seen.Grace) })
+		again := err == nil && last.Refused == "" && last.Reaped > 0 && last.Left > 0 // and no need to wait
+		switch {
+		case ctx.Err() != nil:
+			return l.cancelled()
+		case err != nil && step.Err() != nil:
+			last.Refused = fmt.Sprintf("no answer within %s", l.r.timing.inside)
+		case err != nil:
+			last.Refused = err.Error()
+		case last.Refused != "" && last.Transient && l.seen.Pressure == policy.NoPressure:
+			if out := l.waitReleasingSlot(ctx, pause); out != nil {
+				return out
+			}
+			again = true
+		}
+		if !again || step.Err() != nil {
+			break
+		}
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+		if !l.wantsInside() {
+			break
+		}
+	}
+	if last.Refused != "" {
+		l.addNote("not reaped inside: " + last.Refused)
+	}
+	if l.inside.Reaped == 0 {
+		return nil
+	}
+	reason, out := l.look(ctx)
+	switch {
+	case out != nil:
+		return out
+	case reason == policy.Recovered:
+		return l.dropped(reason)
+	}
+	e := l.reapedEvent()
+	if last.Refused == "" && last.Left > 0 && l.seen.Pressure == policy.NoPressure {
+		// It is doing good, and there is no hurry.
+		e.Message += fmt.Sprintf("; %d more after another grace", last.Left)
+		out = &Outcome{Result: Reaped, Until: time.Now().Add(l.seen.Grace)}
+	}
+	l.emit(e)
+	return out
+}
+
+// wantsInside says whether there is something to reap inside the parent, and
+// somebody who can.
+func (l *ladder) wantsInside() bool {
+	return l.r.Inside != nil && !policy.Halted(&l.seen.Process.Facts) &&
+		(l.seen.Reap == config.ReapAll || l.seen.Reap != config.ReapOff && l.seen.Adopted > 0)
+}
+
+// terminate sends SIGTERM and waits.
+func (l *ladder) terminate(ctx context.Context) *Outcome {
+	if out := l.verify(ctx); out != nil {
+		return out
+	}
+	if l.seen.Process.State == 'D' { // for a moment, or for good?
+		if out := l.wait(ctx, l.r.timing.urgent); out != nil {
+			return out
+		}
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+	}
+	p := &l.seen.Process
+	switch {
+	case l.seen.TermTimeout <= 0:
+		l.addNote("SIGTERM was skipped, as termTimeout is 0")
+		return nil
+	case policy.DeafToTerm(&p.Facts):
+		l.addNote("SIGTERM was skipped: the init of a pid namespace never sees one that it has no handler for")
+		return nil
+	case policy.Halted(&p.Facts) || p.State == 'D':
+		l.addNote(fmt.Sprintf("SIGTERM was skipped: it is %s and would not act on it", policy.Deferred(&p.Facts, policy.Circumstances{})))
+		return nil
+	}
+	if out := l.strike(ctx, unix.SIGTERM); out != nil {
+		return out
+	}
+	for sent := time.Now(); ; { // it may get shorter
+		left := l.seen.TermTimeout - time.Since(sent)
+		if left <= 0 {
+			return nil
+		}
+		poked, out := l.waitPoked(ctx, left)
+		if out != nil || !poked {
+			return out
+		}
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+	}
+}
+
+// kill sends SIGKILL, and waits until the parent is gone or it is certain that
+// waiting is no use. There is no second SIGKILL: one that does not help at once is
+// pending, and will work when whatever holds the process up lets it go.
+func (l *ladder) kill(ctx context.Context) *Outcome {
+	if out := l.strike(ctx, unix.SIGKILL); out != nil {
+		return out
+	}
+	if l.dryRun {
+		return l.rehearsed()
+	}
+	sent := time.Now()
+	wait := l.wait
+	for pause := l.r.timing.look; ; pause = min(2*pause, l.r.timing.kill) {
+		if out := wait(ctx, pause); out != nil {
+			return out
+		}
+		if _, out := l.look(ctx); out != nil {
+			return out
+		}
+		waited, limit := time.Since(sent), l.r.timing.kill
+		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" {
+			wait = l.whileDeferred(policy.Dying) // with SIGKILL pending, it is
+			l.hold(reason, "SIGKILL is pending; another would not help", time.Time{})
+			limit = l.r.timing.dying
+		}
+		if l.seen.Pressure == policy.NodePressure && waited >= l.r.timing.next {
+			l.releaseTicket()
+		}
+		if waited >= limit {
+			return l.failed(fmt.Errorf("not dead %s after SIGKILL", waited.Round(time.Second)))
+		}
+	}
+}
+
+// strike sends a signal that is meant to end the parent. The first of a ladder
+// needs leave to kill, and each one that no other of its workload is being killed.
+func (l *ladder) strike(ctx context.Context, sig unix.Signal) *Outcome {
+	for {
+		if out := l.verify(ctx); out != nil {
+			return out
+		}
+		if l.ticket != nil && l.ticket.held(l.seen.Pressure) {
+			return l.send(ctx, sig)
+		}
+		if out := l.takeTicket(ctx); out != nil {
+			return out
+		}
+	}
+}
+
+// send sends a signal, or in a dry run only says so.
+func (l *ladder) send(ctx context.Context, sig unix.Signal) *Outcome {
+	if ctx.Err() != nil {
+		return l.cancelled()
+	}
+	l.dryRun = l.dryRun || l.r.isDryRun()
+	lethal := sig != unix.SIGCHLD
+	if lethal {
+		if !l.dryRun {
+			l.locked(func() { l.r.acting[l.id] = true })
+		}
+		if l.ticket.spend(l.dryRun) {
+			l.r.save()
+		}
+	}
+	if !l.dryRun {
+		l.tried = true
+		switch err := l.proc.signal(sig); {
+		case errors.Is(err, errGone):
+			return l.ended(ctx)
+		case err != nil:
+			return l.failed(err)
+		}
+		l.before, l.before.Old = l.seen, nil
+		if lethal {
+			l.lethal = sig
+			l.sample = sample(l.seen.Old)
+			if l.struck.IsZero() {
+				l.struck = time.Now()
+			}
+		} else {
+			l.nudges++
+		}
+	}
+	l.pause = l.seen.Nudge
+	e := report.Event{Name: report.EventSignal, Signal: unix.SignalName(sig), Message: "sent "}
+	if l.dryRun {
+		e.Message = "would send "
+	}
+	e.Message += e.Signal
+	if lethal {
+		l.pause = l.seen.TermTimeout
+		if l.who.Init {
+			e.Message += " to the container's init"
+		}
+		if e.LimitsOverridden = l.ticket.overridden(); e.LimitsOverridden {
+			l.addNote("limits overridden, as the node runs out of pids")
+		}
+	} else if l.nudges > 1 {
+		return nil // said already
+	}
+	e.Message = l.withNotes(e.Message)
+	l.emit(e)
+	return nil
+}
+
+// addNote puts something into the next message.
+func (l *ladder) addNote(note string) { l.notes = append(l.notes, note) }
+
+func (l *ladder) withNotes(message string) string {
+	if l.nudges > 1 && l.toldNudges < l.nudges {
+		l.addNote(fmt.Sprintf("%d SIGCHLD were sent", l.nudges))
+		l.toldNudges = l.nudges
+	}
+	message = strings.Join(append([]string{message}, l.notes...), "; ")
+	l.notes = nil
+	return message
+}
+
+// oldZombies returns how many zombies the rule counted, and when the youngest of
+// them began to wait.
+func oldZombies(zombies []task.Zombie) (n int, youngest time.Duration) {
+	for i := range zombies {
+		youngest = max(youngest, zombies[i].Since())
+	}
+	return len(zombies), youngest
+}
+
+// waitingSince counts the zombies that began to wait by the given moment. Of
+// those that oldZombies counted it finds the ones that are still there, and
+// never one that came later; nor does a parent that always has some fresh
+// zombies seem to reap because of the nudge.
+func waitingSince(zombies []task.Zombie, moment time.Duration) (n int) {
+	for i := range zombies {
+		if zombies[i].Since() <= moment {
+			n++
+		}
+	}
+	return n
+}
+
+// sample copies a few zombies, spread evenly.
+func sample(zombies []task.Zombie) []task.Zombie {
+	n := min(len(zombies), sampleSize)
+	few := make([]task.Zombie, n)
+	for i := range few {
+		few[i] = zombies[i*len(zombies)/n]
+	}
+	return few
+}
