@@ -126,6 +126,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 
 	settle()
+	n.confine(c, log)
 	s.report(n.started(c))
 	s.Run(ctx)
 	s.heard(s.manager.stopping())
