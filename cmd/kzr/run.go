@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/config"
-	"kzr/internal/confine"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
 	"kzr/internal/nodeview"
@@ -138,7 +137,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	}
 
 	settle()
-	s.confine(c)
+	n.confine(c, log)
 	started := n.started(c)
 	if why := s.noInside.Load(); why != nil {
 		started.Attrs = append(started.Attrs, "reap", "off: "+*why)
@@ -186,17 +185,6 @@ func (s *service) watchHelper(ctx context.Context, helper *reapinside.Helper) {
 		const why = "the helper that reaps inside other processes has ended"
 		s.noInside.Store(report.Pointer(why))
 		s.log.Error(why + "; going on without it")
-	}
-}
-
-// confine takes from the daemon what it does not need any more.
-func (s *service) confine(c config.Config) {
-	o := confine.Options{Network: c.Metrics != ""}
-	if s.node.probe != nil {
-		o.WithoutLoading = s.node.probe.Rehearse
-	}
-	if err := confine.Daemon(o); err != nil && !errors.Is(err, confine.ErrCgo) {
-		s.log.Warn("the daemon keeps more privileges than it needs", "error", err)
 	}
 }
 

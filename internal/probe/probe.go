@@ -4,7 +4,6 @@
 package probe
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -189,26 +188,6 @@ func (p *Probe) attach(iterOnly bool) (err error) {
 }
 
 // Close detaches and frees everything. No other method may be running or follow: see
-// Rehearse does once what the probe does while it is open, with system calls of the
-// calling thread only: what it needs no capabilities for any more.
-func (p *Probe) Rehearse() error {
-	_, err := p.Counters()
-	if err == nil {
-		_, err = p.Snapshot(context.Background())
-	}
-	if err == nil {
-		_, _, err = p.Facts(context.Background(), os.Getpid())
-	}
-	var level uint32
-	if err == nil {
-		err = p.objs.Level.Get(&level)
-	}
-	if err == nil {
-		err = p.SetLevel(int(level))
-	}
-	return err
-}
-
 // StopHints.
 func (p *Probe) Close() error {
 	var errs []error
