@@ -175,6 +175,9 @@ func (p *Probe) lookAt(ctx context.Context, id task.ID) (*task.Snapshot, error) 
 			}
 			c.Facts = &facts
 		}
+		if head.Found == 0 {
+			continue
+		}
 		size := int(head.Found) * zombieSize
 		l.buf = slices.Grow(l.buf[:0], size)[:size]
 		if _, err := l.found.ReadAt(l.buf, int64(unsafe.Offsetof(kzrLook{}.Zombies))); err != nil {
