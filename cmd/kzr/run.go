@@ -130,6 +130,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 			s.log.Error("the socket is closed; kzr goes on without", "error", err)
 		}
 	})
+	work.Go(func() { s.stopWhenReplaced(ctx, stop, api) })
 	work.Go(func() { resolver.Run(ctx) })
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 	if helper != nil {
@@ -147,6 +148,27 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	s.heard(s.manager.stopping())
 	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
 	return nil
+}
+
+// replacedEvery is how often it is looked whether another kzr has the socket.
+const replacedEvery = 2 * time.Second
+
+// stopWhenReplaced stops a daemon that could not run for a while, as one that was
+// stopped or frozen, and has a successor by now: two would act on the node.
+func (s *service) stopWhenReplaced(ctx context.Context, stop func(), api net.Listener) {
+	tick := time.NewTicker(replacedEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if report.Replaced(api) {
+			s.log.Error("another kzr has taken over the socket; stopping", "socket", s.config.Socket)
+			stop()
+		}
+	}
 }
 
 // memoryLimit keeps the collector ahead of half a million zombies, for which

@@ -17,7 +17,7 @@ func TestDaemonConfined(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
 		socket := s.dir + "/kzr.sock"
-		k := s.start(mode, "--socket="+socket)
+		k := s.start(mode, "--scope=all", "--socket="+socket)
 		confined := func() {
 			t.Helper()
 			st, err := confine.Of(k.pid)
@@ -38,7 +38,7 @@ func TestDaemonConfined(t *testing.T) {
 			}
 			k.await("reloaded", func(e event) bool { return e.Event == "reloaded" && e.Error == "" })
 		}
-		s.scan("", mode, "--socket="+socket)
+		s.scan("", mode, "--scope=all", "--socket="+socket)
 		if _, err := os.Stat(s.dir + "/kzr.state"); err != nil {
 			t.Errorf("its state: %v", err)
 		}
