@@ -15,9 +15,9 @@ import (
 	"kzr/internal/task"
 )
 
-// ErrNoLooks says that the kernel cannot run a program on demand, as before 5.10: a
-// look at one process is a look at all of them.
-var ErrNoLooks = errors.New("the kernel cannot look at a single process for eBPF (Linux 5.10)")
+// ErrNoLooks says that the kernel cannot run a program on demand: that needs Linux
+// 5.10. A look at one parent then is a look at all of them.
+var ErrNoLooks = errors.New("a single process cannot be looked at")
 
 // What came of one run, as in kzr.bpf.c.
 const (

@@ -16,9 +16,9 @@ import (
 	"kzr/internal/task"
 )
 
-// ErrNoStance says that the kernel or the processor does not let kzr see what a
-// process is in the middle of.
-var ErrNoStance = errors.New("what a process is doing cannot be seen for eBPF (needs Linux 5.15 on x86-64)")
+// ErrNoStance says that kzr cannot see what a process is in the middle of: that needs
+// Linux 5.15 on x86-64, and a main thread that lives.
+var ErrNoStance = errors.New("what the process is doing cannot be seen")
 
 // stance runs the iterator that looks at what a process is in the middle of.
 type stance struct {
@@ -57,6 +57,7 @@ const (
 	stanceMayWait
 	stanceDispatch
 	stanceShadowStack
+	stanceDead
 )
 
 // Stance looks at what the main thread of a process is in the middle of. It fails with
@@ -95,6 +96,9 @@ func (p *Probe) Stance(ctx context.Context, id task.ID) (task.Stance, error) {
 			return task.Stance{}, fmt.Errorf("reading the iterator over one process: %w", err)
 		}
 		break
+	}
+	if k.Bits&stanceDead != 0 {
+		return task.Stance{}, fmt.Errorf("%w: its main thread is dead", ErrNoStance)
 	}
 	st := task.Stance{
 		InCall:       k.Bits&stanceInCall != 0,
