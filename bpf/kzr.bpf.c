@@ -365,10 +365,14 @@ int BPF_PROG(on_exit, struct task_struct *task)
 
 	__u32 start = (__u32)leader->start_boottime, mark = 0;
 
-	if (s->start == start)
-		mark = s->parent & STAMP_ADOPTED;
-	else if (s->written > leader->start_time)
-		mark = STAMP_UNSURE;
+	/* Only who adopts can have a child that is marked; reading what may be in no
+	 * cache costs more than all the rest. */
+	if ((parent->signal->flags & SIGNAL_UNKILLABLE) || BPF_CORE_READ_BITFIELD(parent->signal, is_child_subreaper)) {
+		if (s->start == start)
+			mark = s->parent & STAMP_ADOPTED;
+		else if (s->written > leader->start_time)
+			mark = STAMP_UNSURE;
+	}
 	/* A tracer in the parent's own thread group can reap it. */
 	if (leader->ptrace && leader->parent->tgid != tgid)
 		mark |= STAMP_TRACED;
@@ -799,12 +803,9 @@ static __always_inline bool may_signal(__u64 cred, __u64 target)
 static __always_inline bool adopts(__u64 thread)
 {
 	__u64 signal = U64(thread, task_struct, signal);
-	__u64 pid = U64(U64(thread, task_struct, group_leader), task_struct, thread_pid);
 
-	if (BPF_CORE_READ_BITFIELD_PROBED((struct signal_struct *)signal, is_child_subreaper))
-		return true;
-	pid += AT(pid, numbers) + (__u64)U32(pid, pid, level) * bpf_core_type_size(struct upid);
-	return U32(pid, upid, nr) == 1;
+	return (U32(signal, signal_struct, flags) & SIGNAL_UNKILLABLE) ||
+	       BPF_CORE_READ_BITFIELD_PROBED((struct signal_struct *)signal, is_child_subreaper);
 }
 
 /* How a zombie came to its parent. mark is its stamp's `parent`, 0 if it has none.
@@ -1089,14 +1090,20 @@ __noinline int look_on(void)
 	if (U32(task, task_struct, exit_state) != EXIT_ZOMBIE)
 		return 1;
 
-	__u32 pid = U32(task, task_struct, pid), n = l->found;
+	__u32 pid = U32(task, task_struct, pid);
+	__u64 n = l->found;
 
 	if (U32(task, task_struct, tgid) != pid)
 		return 1; /* a thread, on the tracer's list */
 	if (n >= FOUND)
 		goto cut;
 
+	asm volatile("%0 &= %1" : "+r"(n) : "i"(FOUND - 1)); /* for older verifiers */
+
 	struct zombie *r = &l->zombies[n];
+
+	barrier_var(r);
+
 	__u64 start = U64(task, task_struct, start_boottime);
 	bool dead = U32(U64(task, task_struct, signal), signal_struct, nr_threads) <= 1;
 	__u32 tracer = U32(task, task_struct, ptrace) ? U32(parent, task_struct, tgid) : 0;
