@@ -51,21 +51,21 @@ type look struct {
 // with IterOnly.
 func (p *Probe) look() *look {
 	p.lookOnce.Do(func() {
-		if err := p.lookAt.open(&p.lookObjs); err != nil {
+		if err := p.lookAt.open(&p.lookObjs, p.types); err != nil {
 			p.lookAt.err = fmt.Errorf("%w: %w", ErrNoLooks, err)
 		}
 	})
 	return &p.lookAt
 }
 
-func (l *look) open(o *lookObjects) error {
+func (l *look) open(o *lookObjects, types *ebpf.CollectionOptions) error {
 	if o.Look == nil {
 		spec, err := loadKzr()
 		if err != nil {
 			return err
 		}
 		spec.Maps["stamps"].MaxEntries = 1
-		if err := spec.LoadAndAssign(o, nil); err != nil {
+		if err := spec.LoadAndAssign(o, types); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ type stance struct {
 	err  error
 }
 
-func newStance() *stance {
+func newStance(types *ebpf.CollectionOptions) *stance {
 	s := &stance{}
 	if runtime.GOARCH != "amd64" {
 		s.err = ErrNoStance
@@ -43,7 +43,7 @@ func newStance() *stance {
 		Prog *ebpf.Program  `ebpf:"take_stance"`
 		Of   *ebpf.Variable `ebpf:"stance_of"`
 	}
-	if err := spec.LoadAndAssign(&o, nil); err != nil {
+	if err := spec.LoadAndAssign(&o, types); err != nil {
 		s.err = fmt.Errorf("%w: %w", ErrNoStance, err)
 		return s
 	}
