@@ -446,6 +446,10 @@ func TestStance(t *testing.T) {
 	if got, err := p.Stance(ctx, identity(t, z.PID)); err != nil || got.Pending != 1<<(unix.SIGUSR1-1) {
 		t.Errorf("a deliverable signal: %+v, %v", got, err)
 	}
+	dead := zoo.Start(t, "fork { name=dead deadleader serve } serve").Named("dead")
+	if _, err := p.Stance(ctx, identity(t, dead.PID)); !errors.Is(err, ErrNoStance) {
+		t.Errorf("a dead main thread: %v", err)
+	}
 	gone := identity(t, z.PID)
 	gone.Start++
 	if _, err := p.Stance(ctx, gone); !errors.Is(err, task.ErrGone) {
