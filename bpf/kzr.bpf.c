@@ -237,19 +237,38 @@ __noinline int count_child(__u32 want)
 	return w->node && w->zombies < want;
 }
 
-static __always_inline void count_zombies(struct walk *w, struct task_struct *parent, __u32 want)
+/* Loops are nested, as the verifier goes through each of them once. */
+__noinline int count_some(__u32 want)
 {
-	__u32 i;
-
-	begin_walk(w, (__u64)parent, (__u64)parent->signal);
-	for (i = 0; i < WALK_MAX; i++) {
+	for (int i = 0; i < 32; i++) {
 		int more = count_child(want);
 
 		LANDED(more);
 		if (!more)
+			return i;
+	}
+	return 32;
+}
+
+__noinline int count_children(__u32 want)
+{
+	int steps = 0;
+
+	for (int i = 0; i < WALK_MAX / 32; i++) {
+		int some = count_some(want);
+
+		LANDED(some);
+		steps += some;
+		if (some != 32)
 			break;
 	}
-	w->steps = i;
+	return steps;
+}
+
+static __always_inline void count_zombies(struct walk *w, struct task_struct *parent, __u32 want)
+{
+	begin_walk(w, (__u64)parent, (__u64)parent->signal);
+	w->steps = count_children(want);
 }
 
 /* Notes that a child of a thread group that dies will be somebody else's. It may be
@@ -282,7 +301,7 @@ __noinline int hand_on_child(void)
 
 __noinline int hand_on_some(void)
 {
-	for (int i = 0; i < 1024; i++) {
+	for (int i = 0; i < 256; i++) {
 		int more = hand_on_child();
 
 		LANDED(more);
@@ -308,6 +327,18 @@ static __always_inline void report(__u32 tgid, __u32 zombies, struct counters *c
 
 /* The kernel itself goes through all of them next. More than 65,536 children keep
  * what they are: taken for the new parent's own. */
+__noinline int hand_on_all(void)
+{
+	for (int i = 0; i < 256; i++) {
+		int more = hand_on_some();
+
+		LANDED(more);
+		if (!more)
+			return 0;
+	}
+	return 1;
+}
+
 static __always_inline void hand_on(struct task_struct *task)
 {
 	__u32 zero = 0;
@@ -317,13 +348,7 @@ static __always_inline void hand_on(struct task_struct *task)
 		return;
 	begin_walk(w, (__u64)task, (__u64)task->signal);
 	w->now = bpf_ktime_get_ns();
-	for (int i = 0; i < 64; i++) {
-		int more = hand_on_some();
-
-		LANDED(more);
-		if (!more)
-			return;
-	}
+	hand_on_all();
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -483,7 +508,7 @@ struct facts {
 	__u64 waits_start;
 	__u32 waits;
 	__u32 level; /* of its pid namespace */
-	__u32 nspid[LEVELS];
+	__u32 nspid[LEVELS]; /* those up to level mean something */
 	__u32 innermost; /* its pid in the innermost namespace */
 	__u32 pid_ns;
 	__u32 mnt_ns;
@@ -708,7 +733,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 	addr = U64(leader, task_struct, thread_pid);
 	f->level = addr ? U32(addr, pid, level) : 0;
 	for (i = 0; i < LEVELS; i++)
-		f->nspid[i] = i <= f->level ? read_u32(addr + AT(pid, numbers) + i * bpf_core_type_size(struct upid)) : 0;
+		f->nspid[i] = read_u32(addr + AT(pid, numbers) + i * bpf_core_type_size(struct upid));
 	f->outer_pid_ns = 0;
 	if (f->level > 0)
 		f->outer_pid_ns = U32(U64(addr + AT(pid, numbers) + bpf_core_type_size(struct upid), upid, ns), pid_namespace, ns.inum);
@@ -724,7 +749,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 		__u64 caught = 0, ignored = 0;
 
 		for (i = 0; i < 64; i++) {
-			__u64 handler = w->actions[i * 4];
+			__u64 handler = w->actions[i * 4]; /* SIG_DFL is 0, SIG_IGN 1 */
 
 			caught |= (__u64)(handler > 1) << i;
 			ignored |= (__u64)(handler == 1) << i;
@@ -1138,7 +1163,7 @@ cut:
 
 __noinline int look_on_some(void)
 {
-	for (int i = 0; i < 128; i++) {
+	for (int i = 0; i < 64; i++) {
 		int more = look_on();
 
 		LANDED(more);
@@ -1197,7 +1222,7 @@ int look_at(struct request *ctx)
 			l->node = l->list ? U64(l->last, task_struct, ptrace_entry) : U64(l->last, task_struct, sibling);
 	}
 	l->status = LOOK_MORE;
-	for (int i = 0; i < FOUND / 128; i++) {
+	for (int i = 0; i < FOUND / 64; i++) {
 		int more = look_on_some();
 
 		LANDED(more);

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"kzr/internal/config"
+	"kzr/internal/policy"
 	"kzr/internal/probe"
 	"kzr/internal/reaper"
 	"kzr/internal/reapinside"
@@ -18,11 +18,6 @@ import (
 type inside struct {
 	helper *reapinside.Helper
 	probe  *probe.Probe
-
-	mu sync.Mutex
-	// next is before when a parent is left alone: it waits with a timeout, which begins
-	// anew each time.
-	next map[task.ID]time.Time
 }
 
 // wantsInside says whether the configuration asks for it anywhere.
@@ -34,29 +29,32 @@ func wantsInside(c config.Config) bool {
 	return want && c.Mode != config.ModeProc
 }
 
+// insidePatience is how long one step may take, and insideHurry while pids run out.
+const (
+	insidePatience = 30 * time.Second
+	insideHurry    = time.Second
+)
+
 func (i *inside) Reap(ctx context.Context, pidfd int, look *reaper.Look) (reaper.Insided, error) {
 	id := look.Process.ID
-	if until := i.waits(id); !until.IsZero() {
-		return reaper.Insided{Refused: "it waits with a timeout, which reaping again would prolong; until " + until.Format(time.TimeOnly)}, nil
-	}
 	zombies := make([]task.Zombie, 0, len(look.Old))
 	for _, z := range look.Old {
 		if look.Reap == config.ReapAll || z.Has(task.Adopted) {
 			zombies = append(zombies, z)
 		}
 	}
+	patience := insidePatience
+	if look.Pressure != policy.NoPressure {
+		patience = insideHurry
+	}
 	res, err := i.helper.Reap(ctx, pidfd, reapinside.Request{
 		Parent: id, Zombies: zombies,
-		Stance: func(ctx context.Context) (task.Stance, error) { return i.stance(ctx, id) },
+		Stance:   func(ctx context.Context) (task.Stance, error) { return i.stance(ctx, id) },
+		Patience: patience,
 	})
-	if res.Timeout > 0 {
-		i.mu.Lock()
-		i.next[id] = time.Now().Add(res.Timeout)
-		i.mu.Unlock()
-	}
 	return reaper.Insided{
 		Reaped: res.Reaped, Left: res.Left, Stopped: res.Longest,
-		Refused: res.Reason, Transient: res.Refusal.Transient(),
+		Refused: res.Reason, Transient: res.Refusal.Transient(), Alone: res.Timeout,
 	}, err
 }
 
@@ -66,19 +64,6 @@ func (i *inside) stance(ctx context.Context, id task.ID) (task.Stance, error) {
 		err = errors.Join(err, errors.ErrUnsupported)
 	}
 	return st, err
-}
-
-// waits says until when a parent is left alone, zero if it is not.
-func (i *inside) waits(id task.ID) time.Time {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	now := time.Now()
-	for other, until := range i.next {
-		if now.After(until) {
-			delete(i.next, other)
-		}
-	}
-	return i.next[id]
 }
 
 // refusal says why it could not be reaped inside a process now, as far as that can be

@@ -192,7 +192,7 @@ func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err e
 	case err == nil && s.node.probe == nil:
 		err = errors.New("cannot reap inside other processes: that needs eBPF")
 	case err == nil:
-		in := &inside{helper: helper, probe: s.node.probe, next: map[task.ID]time.Time{}}
+		in := &inside{helper: helper, probe: s.node.probe}
 		o.Inside, s.view.Inside = in, in.refusal
 		return
 	}

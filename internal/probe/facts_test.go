@@ -416,25 +416,24 @@ func TestStance(t *testing.T) {
 		return
 	}
 	for _, proc := range []*zoo.Proc{z.Proc, z.Named("blocks")} {
-		got, err := p.Stance(ctx, identity(t, proc.PID))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", proc.PID))
-		if err != nil {
-			t.Fatal(err)
-		}
-		said := strings.Fields(string(text))
-		want := fmt.Sprint(got.Call)
-		for _, a := range got.Args {
-			want += fmt.Sprintf(" %#x", a)
-		}
-		if !got.InCall || strings.Join(said[:7], " ") != want {
-			t.Errorf("in a call %v: %s; /proc says %s", got.InCall, want, text)
-		}
-		if got.CS != 0x33 || got.Seccomp != 0 || got.MayWait || got.UserDispatch || got.ShadowStack || got.Pending != 0 {
-			t.Errorf("%+v", got)
-		}
+		zoo.Within(t, soon, "it sleeps in the call that /proc says", func() bool {
+			got, err := p.Stance(ctx, identity(t, proc.PID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", proc.PID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.CS != 0x33 || got.Seccomp != 0 || got.MayWait || got.UserDispatch || got.ShadowStack || got.Pending != 0 {
+				t.Errorf("%+v", got)
+			}
+			want := fmt.Sprint(got.Call)
+			for _, a := range got.Args {
+				want += fmt.Sprintf(" %#x", a)
+			}
+			return got.InCall && strings.HasPrefix(string(text), want+" ")
+		})
 	}
 	blocks := z.Named("blocks")
 	blocks.Signal(unix.SIGTERM)

@@ -36,7 +36,7 @@ func Features(ctx context.Context, opts Options) []Feature {
 		return list
 	}
 	list = append(list,
-		Feature{"look at one process", p.look.err, "needs Linux 5.10: each look at a parent costs as much as one at the whole node"},
+		Feature{"look at one process", p.look().err, "needs Linux 5.10: each look at a parent costs as much as one at the whole node"},
 		Feature{"look at system calls", p.stance.err, "needs Linux 5.15 on x86-64: kzr cannot reap inside a parent"},
 	)
 	if err := p.Close(); err != nil {
