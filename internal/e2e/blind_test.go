@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -261,24 +262,46 @@ func blocked(t *testing.T, pid int) (n int) {
 	return n
 }
 
-// Whatever kzr does to look at a process, it never comes back from there. It goes
-// without, and everything else goes on.
+// usesMemory are the files of /proc/PID whose reader takes hold of the process's memory,
+// and may have to take it down.
+var usesMemory = []string{"stat", "status", "statm", "cmdline", "environ", "auxv", "maps", "smaps"}
+
+// hangLooks hangs each thread of kzr that reads such a file of one of these processes.
+func hangLooks(k *daemon, victims map[int]bool) *tracer {
+	tr := traceDaemon(k)
+	theirs := map[int64]bool{} // descriptors of their directories, and of what is below
+	tr.hold(func(c *call) bool {
+		if c.Nr != unix.SYS_OPENAT {
+			return false
+		}
+		below := theirs[int64(c.Args[0])]
+		if c.Exit {
+			theirs[c.Result] = below || victims[c.pid(c.Args[1])]
+			return false
+		}
+		c.Hang = (below || victims[c.pid(c.Args[1])]) && slices.Contains(usesMemory, filepath.Base(c.text(c.Args[1])))
+		return false
+	})
+	return tr
+}
+
+// Whatever of a process's memory kzr looks at, it does not come back from there. It
+// goes without, and everything else goes on.
 func TestScenario50LookHangs(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
 		m := s.newManager(10 * time.Second)
 		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
 		victims := map[int]bool{}
-		main := zoo.Start(t, "cgroup=%s exec=%s fork=times=4 { serve } serve", newTenant(t).Dir, s.exe)
-		for _, pid := range zoo.Children(main.PID) {
-			victims[pid] = true
+		main := zoo.Start(t, "cgroup=%s exec=%s serve", newTenant(t).Dir, s.exe)
+		for i := range 4 {
+			main.Do("fork { name=victim%d serve }", i)
+			victims[main.Named(fmt.Sprintf("victim%d", i)).PID] = true
 		}
-		tr := traceDaemon(k)
-		tr.hold(func(c *call) bool {
-			c.Hang = !c.Exit && (c.Nr == unix.SYS_OPENAT || c.Nr == unix.SYS_READLINKAT) && victims[c.pid(c.Args[1])]
-			return false
-		})
-		main.Do("fork=times=4 { leak=1 exit }") // so that the sweeps come by
+		tr := hangLooks(k, victims)
+		for i := range 4 {
+			main.Named(fmt.Sprintf("victim%d", i)).Do("leak=12")
+		}
 		leaks := zoo.Start(t, "cgroup=%s exec=%s fork=times=3 { leak=12 serve } serve", newTenant(t).Dir, s.exe)
 		for _, pid := range zoo.Children(leaks.PID) {
 			k.saw(pid, "terminated")
@@ -342,6 +365,16 @@ func TestScenario51NoWatches(t *testing.T) {
 		}
 		all = append(all, watcher{s, k})
 	}
+	ends := func() {
+		t.Helper()
+		for _, w := range all {
+			z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=12 serve", newTenant(t).Dir, w.s.exe)
+			w.k.saw(z.PID, "terminated")
+			w.k.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
+			z.WaitDead(0)
+		}
+	}
+	ends()
 	hog := zoo.Start(t, "uid=%d serve", user)
 	began, used := time.Now(), 0
 	for more := true; more; { // in steps, as all of them take ten seconds
@@ -354,12 +387,6 @@ func TestScenario51NoWatches(t *testing.T) {
 		more = n == some
 	}
 	t.Logf("%d watches used up in %v", used, time.Since(began).Round(time.Millisecond))
-	for _, w := range all {
-		for range 2 {
-			z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=12 serve", newTenant(t).Dir, w.s.exe)
-			w.k.saw(z.PID, "terminated")
-			w.k.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
-			z.WaitDead(0)
-		}
-	}
+	ends()
+	ends()
 }

@@ -78,7 +78,7 @@ func TestScenario40SpreadIsFreed(t *testing.T) {
 					box.Dir, s.exe, c.parents, c.how, c.each)
 				good := zoo.Start(t, "cgroup=%s exec=%s term=count fresh=60,age=200 serve", newTenant(t).Dir, s.exe)
 				parents := zoo.Children(z.PID)
-				k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+				k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
 				box.SetPidsMax(c.limit)
 				began := time.Now()
 				box.wantRoom(c.limit)
@@ -114,7 +114,7 @@ func TestScenario40NeighbourIsSpared(t *testing.T) {
 		}
 		guilty := zoo.Start(t, "cgroup=%s exec=%s chld=reap term=count fork=times=40 { leak=25 serve } serve", pod(1), s.exe)
 		neighbour := zoo.Start(t, "cgroup=%s exec=%s term=count leak=60 serve", pod(2), s.exe)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
 		node.SetPidsMax(1250)
 		began := time.Now()
 		zoo.Within(t, patience, "there is room on the node", func() bool {
@@ -149,7 +149,7 @@ func TestScenario41BurntItsKills(t *testing.T) {
 	s, c := newSite(t), newTenant(t)
 	node := zoo.Start(t, "in=pidns,proc chld=reap serve")
 	lowerPidMax(t, node, 420)
-	k := s.startInside(node, "--mode=proc", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
+	k := s.startInside(node, "--mode=proc", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=1")
 	after := newWaiting(t, inside(node, "sh", "-c", forkScript))
 	zoo.Within(t, patience, "nsenter has forked", func() bool { return len(zoo.Children(after.cmd.Process.Pid)) == 1 })
 	burntKills(t, s, k, c, node, func() bool { return node.Zombies() < 10 && len(zoo.Children(node.PID)) < 10 })
@@ -163,7 +163,7 @@ func TestScenario41MachineFull(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			s, c := newSite(t), newTenant(t)
 			node := zoo.Start(t, "chld=reap serve")
-			k := s.start("--mode="+mode, "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
+			k := s.start("--mode="+mode, "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=1")
 			after := newWaiting(t, exec.Command("sh", "-c", forkScript))
 			hoardThreads()
 			lowerMachine(t, "pid_max", 1500)
@@ -231,7 +231,7 @@ func nsPIDs(t *testing.T, pid int) []string {
 func TestScenario42RestartsAndFills(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", s.socket())
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s", "--per-workload-kills=1", s.socket())
 		c := newTenant(t)
 		c.SetPidsMax(60)
 		z := zoo.Start(t, "cgroup=%s chld=reap serve", c.Dir)
@@ -357,7 +357,7 @@ func TestScenario44Relay(t *testing.T) {
 func TestScenario44RelayAtTheLimit(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
 		c := newTenant(t)
 		const depth, zombies, every = 24, 60, 500
 		z := zoo.Start(t, "cgroup=%s exec=%s chld=reap term=count subreaper %s serve", c.Dir, s.exe,
