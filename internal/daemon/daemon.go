@@ -32,6 +32,10 @@ const (
 	// a twentieth of one CPU; pressedRest to a quarter while pids run out.
 	rest        = 19
 	pressedRest = 3
+	// idleRest keeps the regular sweeps to a thousandth of one CPU where hints come in,
+	// up to maxIdle.
+	idleRest = 999
+	maxIdle  = 5 * time.Minute
 	// A hint comes before the last child is a zombie: since 6.16 its memory is
 	// torn down in between. hintDelay is when nearly every one is, and still early
 	// for the shortest grace; by hintDelayLate all but giants are.
@@ -132,6 +136,7 @@ type Daemon struct {
 	blindUntil time.Duration
 	limitAt    time.Duration // when the pid limits are looked at again
 	lossAt     time.Duration // when the next line may tell of lost hints
+	ready      bool          // the first beat is over
 
 	beatAt   atomic.Int64 // on the clock of task.Now
 	sweeping atomic.Bool
@@ -384,7 +389,11 @@ func (d *Daemon) Run(ctx context.Context) {
 
 // beat shows that the loop is alive.
 func (d *Daemon) beat() {
-	if d.beatDue() {
+	// The first time it says that kzr is ready, whatever told of life before.
+	first := !d.ready && d.opts.BeatEvery > 0 && d.stats.sweeps.Load() > 0
+	if first || d.beatDue() {
+		d.ready = true
+		d.beatAt.Store(int64(task.Now() + d.opts.BeatEvery))
 		d.opts.Beat()
 	}
 }
@@ -595,6 +604,11 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 	every := d.config.SweepInterval
 	if from := d.hintedFrom(); from == 0 || d.least.Threshold < from {
 		every = min(every, max(d.least.Grace/2, time.Second))
+	}
+	if from := d.hintedFrom(); from > 0 && d.least.Threshold >= from {
+		// Hints tell of what is new: for what stands there for good, kzr takes a
+		// thousandth of a CPU.
+		every = max(every, min(idleRest*cost, maxIdle))
 	}
 	return max(every, rest*cost)
 }
