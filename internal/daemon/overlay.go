@@ -52,7 +52,7 @@ func (d *Daemon) Overlay(a *observer.Assessment) (until time.Time) {
 	}
 	now := task.Now()
 	w.deferral.postpone(a, now)
-	if limited := w.limited.Until; w.reason == policy.Backoff && limited.After(time.Now()) && a.Reapable > 0 {
+	if limited := w.limited.Until; limited.After(time.Now()) && a.Reapable > 0 {
 		a.Verdict, a.Reason = policy.Spared, policy.Backoff
 		return limited
 	}
