@@ -56,7 +56,7 @@ func TestExplainByKind(t *testing.T) {
 			[]string{"It is exiting.", "waits for 1 dead process of its pid namespace that process TRACER (tracer) traces",
 				"Nothing: it is already exiting", "Why it does not end", "Make process TRACER (tracer) detach, or end it."}, []string{"What SIGKILL would"}},
 		{"a shim with the zombies of a container", "fork { cgroup=%[2]s exec=%[1]s/containerd-shim-runc-v2,containerd-shim-runc-v2,-namespace,k8s.io,-id,0123456789abcdef name=parent fork=times=60 { cgroup=%[3]s exit } serve } serve", "parent",
-			[]string{"belongs to a container runtime (containerd-shim-runc-v2) and serves container 0123456789ab", "They came from", "kill -CHLD PARENT", "replaces the shim"},
+			[]string{"belongs to a container runtime (containerd-shim-runc-v2) and serves container 0123456789ab", "They came from 0123456789ab (60).", "kill -CHLD PARENT", "replaces the shim"},
 			[]string{"Give the container an init", "In containerd-shim"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -68,8 +68,7 @@ func TestExplainByKind(t *testing.T) {
 				}
 				zoo.Install(t, filepath.Join(dir, "containerd-shim-runc-v2"))
 				node := zoo.NewCgroup(t, "pids", "system.slice/containerd.service")
-				container := zoo.NewCgroup(t, "pids", "docker/"+strings.Repeat("0123456789abcdef", 4))
-				script = fmt.Sprintf(script, dir, node.Dir, container.Dir)
+				script = fmt.Sprintf(script, dir, node.Dir, unified(t, "docker/"+strings.Repeat("0123456789abcdef", 4)))
 			}
 			z := zoo.Start(t, "%s", script)
 			pid := z.PID
@@ -157,4 +156,34 @@ func TestExplainNamesSessions(t *testing.T) {
 	if out := explanationOf(t, kzr, z.Named("init").PID); !strings.Contains(out, want) {
 		t.Errorf("does not say %q:\n%s", want, out)
 	}
+}
+
+// unified makes a cgroup in the unified hierarchy, which is the one that a zombie's
+// path is still told of, and which need not be mounted.
+func unified(t *testing.T, path string) string {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "cgroup2")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	dir := root
+	for name := range strings.SplitSeq(fmt.Sprintf("kzr-test-explain-%d/%s", os.Getpid(), path), "/") {
+		dir = filepath.Join(dir, name)
+		made := dir
+		if err := os.Mkdir(made, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			zoo.Within(t, patience, "removing "+made, func() bool { return os.Remove(made) == nil })
+		})
+	}
+	return dir
 }
