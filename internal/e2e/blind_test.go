@@ -179,71 +179,75 @@ func cpuTime(t *testing.T, pid int) (used time.Duration) {
 // while kzr looks at them. If that makes kzr the last to use their memory, it cannot
 // come back from there, whatever is done to it.
 func TestScenario50LastUser(t *testing.T) {
-	inBothModes(t, func(t *testing.T, mode string) {
-		s := newSite(t)
-		m := s.newManager(10 * time.Second)
-		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
-		dir := t.TempDir()
-		const rounds, parents = 6, 10
-		var tenants [rounds]*tenant // before the zoo, so that they are empty when they go
-		for i := range tenants {
-			tenants[i] = newTenant(t)
-		}
-		z := zoo.Start(t, "in=mntns chld=reap fork { name=fs fuse=%s serve } serve", dir)
-		fs := z.Named("fs")
-		for round := range rounds {
-			z.Do("fork=times=%d { cgroup=%s exec=%s term=ignore groups=65536 aio=%s/f leak=12 serve }",
-				parents, tenants[round].Dir, s.exe, dir)
-			// They meet the rule together. The moment is another one each time.
-			time.Sleep(time.Second + time.Duration(round)*70*time.Millisecond)
-			for _, pid := range zoo.Children(z.PID) {
-				if pid != fs.PID {
-					_ = unix.Kill(pid, unix.SIGKILL)
-				}
-			}
-		}
-		hung := 0
+	for _, mode := range []string{"ebpf", "proc"} { // by themselves: nobody else is to have such processes on his node
+		t.Run(mode, func(t *testing.T) { lastUser(t, "--mode="+mode) })
+	}
+}
+
+func lastUser(t *testing.T, mode string) {
+	s := newSite(t)
+	m := s.newManager(10 * time.Second)
+	k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	dir := t.TempDir()
+	const rounds, parents = 6, 10
+	var tenants [rounds]*tenant // before the zoo, so that they are empty when they go
+	for i := range tenants {
+		tenants[i] = newTenant(t)
+	}
+	z := zoo.Start(t, "in=mntns chld=reap fork { name=fs fuse=%s serve } serve", dir)
+	fs := z.Named("fs")
+	for round := range rounds {
+		z.Do("fork=times=%d { cgroup=%s exec=%s term=ignore groups=65536 aio=%s/f leak=12 serve }",
+			parents, tenants[round].Dir, s.exe, dir)
+		// They meet the rule together. The moment is another one each time.
+		time.Sleep(time.Second + time.Duration(round)*70*time.Millisecond)
 		for _, pid := range zoo.Children(z.PID) {
-			if zoo.State(pid) == 'D' {
-				hung++
+			if pid != fs.PID {
+				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
-		if hung+blocked(t, k.pid) == 0 {
-			t.Error("nobody hangs: this shows nothing")
+	}
+	hung := 0
+	for _, pid := range zoo.Children(z.PID) {
+		if zoo.State(pid) == 'D' {
+			hung++
 		}
+	}
+	if hung+blocked(t, k.pid) == 0 {
+		t.Error("nobody hangs: this shows nothing")
+	}
 
-		// All others are dealt with as ever.
-		began := time.Now()
-		for range 3 {
-			other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
-			k.saw(other.PID, "terminated")
-			other.WaitDead(0)
-		}
-		took := time.Since(began)
-		if took > patience/2 {
-			t.Errorf("three leakers took %v", took)
-		}
-		var st status
-		s.wantAnswer("/v1/status", &st)
-		m.wantFed()
-
-		// It stops, as far as the kernel lets it, and the next one takes its place.
-		lost := blocked(t, k.pid)
-		k.ended = true
-		k.send(unix.SIGTERM)
-		k.await("that it stops", func(e event) bool { return e.Event == "stopping" })
-		again := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	// All others are dealt with as ever.
+	began := time.Now()
+	for range 3 {
 		other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
-		again.saw(other.PID, "terminated")
-		s.wantAnswer("/v1/status", &st)
+		k.saw(other.PID, "terminated")
+		other.WaitDead(0)
+	}
+	took := time.Since(began)
+	if took > patience/2 {
+		t.Errorf("three leakers took %v", took)
+	}
+	var st status
+	s.wantAnswer("/v1/status", &st)
+	m.wantFed()
 
-		fs.Do("exit")
-		if err := k.cmd.Wait(); err != nil {
-			t.Errorf("kzr ended with: %v", err)
-		}
-		record(t, rounds*parents, fmt.Sprintf("%d of %d hung in the kernel, %d threads of kzr's with them; three others ended in %v, and kzr restarted",
-			hung, rounds*parents, lost, took.Round(10*time.Millisecond)))
-	})
+	// It stops, as far as the kernel lets it, and the next one takes its place.
+	lost := blocked(t, k.pid)
+	k.ended = true
+	k.send(unix.SIGTERM)
+	k.await("that it stops", func(e event) bool { return e.Event == "stopping" })
+	again := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
+	again.saw(other.PID, "terminated")
+	s.wantAnswer("/v1/status", &st)
+
+	fs.Do("exit")
+	if err := k.cmd.Wait(); err != nil {
+		t.Errorf("kzr ended with: %v", err)
+	}
+	record(t, rounds*parents, fmt.Sprintf("%d of %d hung in the kernel, %d threads of kzr's with them; three others ended in %v, and kzr restarted",
+		hung, rounds*parents, lost, took.Round(10*time.Millisecond)))
 }
 
 // blocked is how many threads of a process are in uninterruptible sleep.
