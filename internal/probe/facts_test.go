@@ -270,7 +270,8 @@ func TestPidsLimits(t *testing.T) {
 		t.Errorf("cgroups %+v, that of the pids controller is %d", f.Cgroup, want[0].ID)
 	}
 	// A tenant may make as many as it likes: the tightest are told of.
-	deep := inner
+	deep := outer.New("deep")
+	deep.SetPidsMax(40)
 	for i := range 12 {
 		deep = deep.New(fmt.Sprintf("d%d", i))
 		deep.SetPidsMax(1000 + i)
