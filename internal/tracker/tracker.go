@@ -24,7 +24,13 @@ type Rule struct {
 type Tracker struct {
 	parents map[task.ID]*Parent
 	gone    []task.Zombie // what single looks have missed since the last snapshot of the node
+	// missed is what that snapshot missed itself: what was on its way from one parent to
+	// another then is found by the next. By pid, at most maxMissed.
+	missed []task.Zombie
 }
+
+// maxMissed bounds what is remembered: a megabyte.
+const maxMissed = 1 << 16
 
 // Parent is one thread group with zombies, as of the last snapshot of it.
 type Parent struct {
@@ -65,9 +71,13 @@ func (t *Tracker) Apply(s *task.Snapshot) {
 	for id, c := range s.Parents {
 		p := merge(t.parents[id], c, s)
 		inherit(p.zombies, gone)
+		inherit(p.zombies, t.missed)
 		next[id] = p
 	}
-	t.parents, t.gone = next, nil
+	if len(gone) > maxMissed {
+		gone = nil
+	}
+	t.parents, t.gone, t.missed = next, nil, slices.Clip(gone)
 }
 
 // ApplyTo takes a snapshot of one parent and replaces what was known of it.

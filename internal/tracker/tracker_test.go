@@ -170,6 +170,11 @@ func TestMovedKeepsItsDeath(t *testing.T) {
 			func(tr *Tracker) { tr.ApplyTo(p8, snap(15*s, p8, z(100, 0))) },
 			func(tr *Tracker) { tr.Apply(snap(20*s, p8, z(100, 0))) },
 		}, 15 * s},
+		"nobody was seen to have it in between": {[]func(*Tracker){
+			func(tr *Tracker) { tr.Apply(snap(10*s, p7, z(100, 0))) },
+			func(tr *Tracker) { tr.Apply(snap(15*s, p7, z(7, 0))) },
+			func(tr *Tracker) { tr.Apply(snap(20*s, p8, z(100, 0))) },
+		}, 20 * s},
 		"the kernel knows": {[]func(*Tracker){
 			func(tr *Tracker) { tr.Apply(snap(20*s, p8, moved(100, 10*s))) },
 		}, 20 * s},
