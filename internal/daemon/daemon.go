@@ -33,9 +33,9 @@ const (
 	// a twentieth of one CPU; pressedRest to a quarter while pids run out.
 	rest        = 19
 	pressedRest = 3
-	// idleRest keeps the regular sweeps to a thousandth of one CPU where hints come in,
-	// up to maxIdle.
-	idleRest = 999
+	// idleRest keeps the regular sweeps to half a thousandth of one CPU where hints come
+	// in and nothing changes, up to maxIdle apart.
+	idleRest = 1999
 	maxIdle  = 5 * time.Minute
 	// A hint comes before the last child is a zombie: since 6.16 its memory is
 	// torn down in between. hintDelay is when nearly every one is, and still early
@@ -612,8 +612,8 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 		every = min(every, max(d.least.Grace/2, time.Second))
 	}
 	if from := d.hintedFrom(); from > 0 && d.least.Threshold >= from && d.unchanged {
-		// Hints tell of what is new: for what stands there for good, kzr takes a
-		// thousandth of a CPU.
+		// Hints tell of what is new: for what stands there for good, kzr takes half
+		// a thousandth of a CPU.
 		every = max(every, min(idleRest*cost, maxIdle))
 	}
 	return max(every, rest*cost)

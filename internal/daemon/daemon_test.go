@@ -186,3 +186,24 @@ func TestSaid(t *testing.T) {
 		t.Errorf("lines at %d s, want %d", lines, want)
 	}
 }
+
+// Where hints tell of what is new, sweeps of what stands there for good cost less than a
+// thousandth of a CPU; where something changes, they come as configured.
+func TestSweepsOfWhatStands(t *testing.T) {
+	d := newDaemon(t)
+	const cost = 100 * time.Millisecond // about 100,000 zombies
+	for _, tt := range []struct {
+		hinted    int
+		unchanged bool
+		want      time.Duration
+	}{{8, true, 199900 * time.Millisecond}, {8, false, 30 * time.Second}, {0, true, 30 * time.Second}} {
+		d.opts.Hinted, d.unchanged, d.least.Threshold, d.least.Grace = tt.hinted, tt.unchanged, 50, time.Minute
+		if got := d.sweepInterval(cost); got != tt.want {
+			t.Errorf("hints from %d zombies on, unchanged %t: every %v, want %v", tt.hinted, tt.unchanged, got, tt.want)
+		}
+	}
+	d.opts.Hinted, d.unchanged = 8, true
+	if got := d.sweepInterval(time.Second); got != maxIdle {
+		t.Errorf("at most every %v, got %v", maxIdle, got)
+	}
+}
