@@ -58,7 +58,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	// Before anything else: nothing is forked later, and the helper inherits little.
 	helper, noHelper := startHelper(ctx, c)
 	if helper != nil {
-		defer helper.Close()
+		defer func() { _ = helper.Close() }() // it ends by itself when kzr does
 	}
 	// A log reader that is gone must not take kzr along. And where kzr is the
 	// first process of a container, the kernel reaps what falls to it.
@@ -196,7 +196,7 @@ func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err e
 		o.Inside, s.view.Inside = in, in.refusal
 		return
 	}
-	s.noInside.Store(report.Pointer(oneLine(err.Error())))
+	s.noInside.Store(new(oneLine(err.Error())))
 }
 
 // watchHelper tells of a helper that ends before kzr does.
@@ -205,7 +205,7 @@ func (s *service) watchHelper(ctx context.Context, helper *reapinside.Helper) {
 	case <-ctx.Done():
 	case <-helper.Over():
 		const why = "the helper that reaps inside other processes has ended"
-		s.noInside.Store(report.Pointer(why))
+		s.noInside.Store(new(why))
 		s.log.Error(why + "; going on without it")
 	}
 }

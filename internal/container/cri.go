@@ -176,7 +176,7 @@ func at(msg []byte, path ...protowire.Number) []byte {
 }
 
 // entry is one value of the map<string, string> in a field of msg.
-func entry(msg []byte, field protowire.Number, key string) (value string) { //nolint:unparam // every field has its number
+func entry(msg []byte, field protowire.Number, key string) (value string) {
 	each(msg, func(num protowire.Number, v []byte) {
 		if num == field && string(at(v, 1)) == key {
 			value = string(at(v, 2))

@@ -106,10 +106,3 @@ func (a *album) turn() {
 		}
 	}
 }
-
-// drop forgets all.
-func (a *album) drop() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.now, a.before, a.size = nil, nil, 0
-}

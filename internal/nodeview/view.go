@@ -88,13 +88,13 @@ func (v *View) workloads() []report.Workload {
 	for _, w := range v.Daemon.Observer().Workloads() {
 		out := report.Workload{Name: report.Sanitize(w.Name), Zombies: w.Zombies, Parents: w.Parents}
 		if w.RateKnown {
-			out.RatePerHour = report.Pointer(math.Round(w.RatePerHour))
+			out.RatePerHour = new(math.Round(w.RatePerHour))
 		}
 		if w.Pids.Limit > 0 {
-			out.Pids, out.PidsLimit = report.Pointer(w.Pids.Current), report.Pointer(w.Pids.Limit)
+			out.Pids, out.PidsLimit = new(w.Pids.Current), new(w.Pids.Limit)
 			if w.RateKnown && w.RatePerHour > 0 {
 				hours := float64(max(0, w.Pids.Limit-w.Pids.Current)) / w.RatePerHour
-				out.FullInSeconds = report.Pointer(math.Round(hours * 3600))
+				out.FullInSeconds = new(math.Round(hours * 3600))
 			}
 		}
 		list = append(list, out)
@@ -183,17 +183,17 @@ func (v *View) picture(ctx context.Context, p *tracker.Parent, least int) (*pict
 func (v *View) fill(p *report.Parent, a *observer.Assessment, until time.Time) {
 	p.Zombies, p.Reapable, p.Adopted = a.Zombies, a.Reapable, a.Adopted
 	if a.Reapable > 0 && !(v.Observe && a.Oldest < fresh) { // who has just begun to look knows no age
-		p.OldestSeconds = report.Pointer(report.Seconds(a.Oldest))
+		p.OldestSeconds = new(report.Seconds(a.Oldest))
 	}
 	if rate, ok := v.Daemon.Observer().Rate(a); ok {
-		p.RatePerHour = report.Pointer(math.Round(rate))
+		p.RatePerHour = new(math.Round(rate))
 	}
 	p.Verdict, p.Reason, p.Rule = string(a.Verdict), string(a.Reason), report.Sanitize(a.Rule.Name)
 	if !until.IsZero() {
 		p.Until = &until
 	}
 	if !a.Never {
-		p.DeadlineSeconds = report.Pointer(report.Seconds(max(0, a.Due-a.At)))
+		p.DeadlineSeconds = new(report.Seconds(max(0, a.Due-a.At)))
 	}
 }
 
@@ -233,7 +233,7 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	out.LeaderDead = proc.State != 'Z' && v.Proc.LeaderDead(id)
 	v.addPids(&out, proc)
 	v.addRelatives(ctx, &out, proc, zombies)
-	v.addOrigins(ctx, &out, proc, zombies)
+	v.addOrigins(&out, proc, zombies)
 	v.addToll(ctx, &out, proc)
 	for i := range out.Sample {
 		z := &out.Sample[i]
@@ -289,7 +289,7 @@ func (v *View) addRelatives(ctx context.Context, out *report.Detail, proc *task.
 	}
 	if proc.Waits.PID != 0 {
 		if c, err := o.Inspect(ctx, proc.Waits.PID); err == nil {
-			out.WaitsFor = report.Pointer(report.NewRelative(c.PID, c.Comm, c.State))
+			out.WaitsFor = new(report.NewRelative(c.PID, c.Comm, c.State))
 		}
 	}
 }
@@ -318,7 +318,7 @@ const sampled = 256
 
 // addOrigins says which containers its zombies came from, where that is not its own: a
 // shim's are those of what it started inside.
-func (v *View) addOrigins(ctx context.Context, out *report.Detail, proc *task.Process, zombies *task.Children) {
+func (v *View) addOrigins(out *report.Detail, proc *task.Process, zombies *task.Children) {
 	if zombies == nil {
 		return
 	}

@@ -3,8 +3,6 @@ package policy
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"kzr/internal/config"
 	"kzr/internal/task"
 )
@@ -88,6 +86,7 @@ func Halted(f *task.Facts) bool {
 // pid namespace from signals without a handler. A blocked one it keeps, as such an
 // init may well fetch it with sigwait or a signalfd.
 func DeafToTerm(f *task.Facts) bool {
-	const term = 1 << (unix.SIGTERM - 1)
+	const sigterm = 15
+	const term = 1 << (sigterm - 1)
 	return len(f.NSPID) > 1 && f.NSPID[len(f.NSPID)-1] == 1 && (f.SigCaught|f.SigBlocked)&term == 0
 }

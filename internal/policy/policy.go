@@ -295,7 +295,7 @@ var infrastructureNames = []string{
 	"kubelet", "kubelite", "k3s", "k3s-*", "k0s", "rke2", "rke2-*",
 	"sshd", "sshd-session", "sshd-auth",
 	"dbus-daemon", "dbus-broker", "dbus-broker-launch",
-	"lxc-start", "lxc-monitord", "lxcfs", "lxd", "incusd", "incus-agent",
+	"lxc-start", "lxc-monitored", "lxcfs", "lxd", "incusd", "incus-agent",
 	"libvirtd", "libvirt_lxc", "virtqemud", "virtlxcd", "virtlogd", "virtlockd", "cri-dockerd",
 }
 

@@ -99,7 +99,7 @@ func TestFactsAgreeWithProc(t *testing.T) {
 		return zoo.State(z.Named("stopped").PID) == 'T' && zoo.State(z.Named("vfork").PID) == 'D'
 	})
 	s := snapshot(t, p)
-	for _, name := range strings.Fields("main plain user threads signals blocks hostile deadleader waited init inner outer nested userns traced tracer held stopped vfork") {
+	for name := range strings.FieldsSeq("main plain user threads signals blocks hostile deadleader waited init inner outer nested userns traced tracer held stopped vfork") {
 		t.Run(name, func(t *testing.T) {
 			pid := z.Named(name).PID
 			f := factsOf(t, p, pid)

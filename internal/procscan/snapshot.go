@@ -243,8 +243,6 @@ func (a *allowance) charge(more time.Duration) {
 
 // inquiry is the answering of questions.
 type inquiry struct {
-	usual time.Duration // what an answer may cost that is on nobody's account
-
 	mu      sync.Mutex
 	tenants map[string]*allowance
 	held    map[uint32]uint32

@@ -454,7 +454,7 @@ func TestPauseDoubles(t *testing.T) {
 				t.Fatal("leave before the end of the pause")
 			}
 			time.Sleep(time.Millisecond)
-			if ticket := ask(policy.NoPressure); !refused(ticket) || ticket.refused.until.Sub(time.Now()) < window-7*time.Minute {
+			if ticket := ask(policy.NoPressure); !refused(ticket) || time.Until(ticket.refused.until) < window-7*time.Minute {
 				t.Fatal("without pressure the limit does not hold")
 			}
 			kill()

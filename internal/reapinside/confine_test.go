@@ -5,6 +5,7 @@ package reapinside
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -99,7 +100,8 @@ func TestHelperEnds(t *testing.T) {
 		t.Error("it is still there")
 	}
 	_, err := s.reap(h, []task.Zombie{task.NewZombie(s.id.PID, s.id.Start, 0, 0)}, nil)
-	if e, ok := err.(*Error); !ok || e.Refusal != HelperGone {
+	e := &Error{}
+	if errors.As(err, &e) {
 		t.Errorf("without a helper: %v", err)
 	}
 

@@ -3,6 +3,7 @@ package reapinside
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -186,11 +187,11 @@ func (w *worker) layWayBack(t *tracee, at *ways, back *registers) (sp uint64, re
 		}
 	}
 	image, err := t.xstate(w.xsave[:len(w.xsave)-8])
-	switch err {
-	case nil:
-	case unix.ESRCH:
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ESRCH):
 		return 0, Vanished
-	default: // a processor without XSAVE
+	default:
 		return 0, NoWayBack
 	}
 	le := binary.LittleEndian

@@ -2,6 +2,7 @@ package reapinside
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/signal"
 	"runtime"
@@ -30,9 +31,8 @@ const (
 const (
 	workers = 3 // that trace: a process can hold one up for as long as it likes
 
-	// What the steps of a request may take before the worker counts as held up.
-	preparePatience = 3 * time.Second
-	commitPatience  = firstStop + time.Second
+	// What a step of a request may take before the worker counts as held up.
+	stepPatience = firstStop + time.Second
 	// A stance is about a moment that is over by then.
 	commitWithin = time.Second
 
@@ -304,7 +304,8 @@ func (s *server) send(msg any) { _, _ = unix.Write(s.fd, encode(msg)) }
 
 func (s *server) hello(refusal Refusal, err error) {
 	m := helloMsg{head: head{Magic: magic, Kind: kindHello}, Refusal: refusal}
-	if e, ok := err.(unix.Errno); ok {
+	var e unix.Errno
+	if errors.As(err, &e) {
 		m.Detail = int64(e)
 	}
 	s.send(&m)
@@ -367,7 +368,7 @@ func (s *server) prepare(pidfd int) answerMsg {
 			j.notBefore = stop.over.Add(restBetween)
 		}
 	}
-	out := w.ask(j, preparePatience)
+	out := w.ask(j)
 	if out.Refusal == None {
 		s.current, s.ready, s.pid = w, time.Now(), int(m.PID)
 	}
@@ -381,7 +382,7 @@ func (s *server) commit() answerMsg {
 		return answerMsg{Refusal: Moved}
 	}
 	stance := s.commits.Stance
-	out := w.ask(job{commit: &stance}, commitPatience)
+	out := w.ask(job{commit: &stance})
 	for i := range s.stops {
 		if s.stops[i].pid == s.pid {
 			s.stops[i].pid = 0
@@ -409,11 +410,11 @@ func (s *server) idle() *worker {
 }
 
 // ask has a worker do something. One that is not done in time is busy until it is.
-func (w *worker) ask(j job, patience time.Duration) answerMsg {
+func (w *worker) ask(j job) answerMsg {
 	w.busy = true
 	select {
 	case w.jobs <- j:
-	case <-time.After(patience):
+	case <-time.After(stepPatience):
 		// It looks after one that lingers; it does that quickly.
 		w.busy = false
 		return answerMsg{Refusal: HelperBusy}
@@ -422,7 +423,7 @@ func (w *worker) ask(j job, patience time.Duration) answerMsg {
 	case out := <-w.answers:
 		w.busy = false
 		return out
-	case <-time.After(patience):
+	case <-time.After(stepPatience):
 		return answerMsg{Refusal: HelperBusy}
 	}
 }
@@ -543,9 +544,9 @@ func (s *server) rehearseOnce(w *worker, r *rehearsal, strand bool) (answerMsg, 
 	}
 	m := prepareMsg{PID: int64(r.pid), Start: st.start, N: 1}
 	m.Zombies[0] = wireZombie{PID: int64(pid), Start: z.start}
-	out := w.ask(job{prepare: &m, pidfd: fd}, preparePatience)
+	out := w.ask(job{prepare: &m, pidfd: fd})
 	if out.Refusal == None {
-		out = w.ask(job{commit: &r.stance, strand: strand}, commitPatience)
+		out = w.ask(job{commit: &r.stance, strand: strand})
 	}
 	return out, nil
 }
@@ -578,7 +579,7 @@ func beRehearsed() int {
 	for <-came {
 		pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if e == 0 && pid == 0 {
-			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+			_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0) // it does not come back
 		}
 		if e != 0 {
 			return 2

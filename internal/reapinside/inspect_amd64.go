@@ -2,6 +2,7 @@ package reapinside
 
 import (
 	"bytes"
+	"errors"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -442,7 +443,7 @@ func (w *worker) tracer(pid int) (found bool) {
 
 func (w *worker) whyNotSeized(pid int, err error) (Refusal, int64) {
 	switch {
-	case err == unix.ESRCH:
+	case errors.Is(err, unix.ESRCH):
 		return Vanished, 0
 	case w.tracer(pid):
 		return Traced, 0
@@ -450,6 +451,7 @@ func (w *worker) whyNotSeized(pid int, err error) (Refusal, int64) {
 	if r := Check(); r != None {
 		return r, 0
 	}
-	e, _ := err.(unix.Errno)
+	var e unix.Errno
+	_ = errors.As(err, &e)
 	return Forbidden, int64(e)
 }

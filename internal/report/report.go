@@ -139,9 +139,6 @@ type Workload struct {
 	FullInSeconds *float64 `json:"fullInSeconds"`
 }
 
-// Pointer returns a pointer to v, for the fields that may be null.
-func Pointer[T any](v T) *T { return &v }
-
 // Host is the name of this node in every output: what Kubernetes calls it, if the
 // environment says so (KZR_NODE_NAME), else the host's own.
 func Host() string {
