@@ -270,7 +270,7 @@ func (s *Scanner) status(ctx context.Context, p *process, id task.ID) (status, e
 
 	var st status
 	got, err := read(ctx, p, p.tenant, wait, func() (status, error) {
-		began := task.Now()
+		began := task.ThreadTime() // not what a busy machine adds
 		err := p.withBody(func(b body) error {
 			text, err := readAll(b.dir, "status", textSize)
 			st = parseStatus(text)
@@ -282,7 +282,7 @@ func (s *Scanner) status(ctx context.Context, p *process, id task.ID) (status, e
 		switch {
 		case err != nil:
 			delete(s.tracings, id)
-		case now-began >= slowRead:
+		case task.ThreadTime()-began >= slowRead:
 			s.slow[p.tenant] = now + slowPause
 		default:
 			delete(s.slow, p.tenant)
