@@ -304,8 +304,7 @@ func (s *server) send(msg any) { _, _ = unix.Write(s.fd, encode(msg)) }
 
 func (s *server) hello(refusal Refusal, err error) {
 	m := helloMsg{head: head{Magic: magic, Kind: kindHello}, Refusal: refusal}
-	var e unix.Errno
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[unix.Errno](err); ok {
 		m.Detail = int64(e)
 	}
 	s.send(&m)

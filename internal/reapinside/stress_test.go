@@ -344,7 +344,11 @@ func driveHTTP(t *testing.T, s *subject, dir string, until time.Time, lose func(
 	for time.Now().Before(until) {
 		own++
 		// One request may be with the worker that is killed.
-		if right := get() || get(); !right {
+		right := get()
+		if !right {
+			right = get()
+		}
+		if !right {
 			wrong++
 		}
 		if time.Since(lost) > 500*time.Millisecond {
