@@ -32,7 +32,7 @@ for arch in $ARCHS; do
 	readelf -h -l "$scratch/root-$arch/usr/bin/kzr" >"$scratch/elf"
 	case $arch in amd64) machine=X86-64 ;; arm64) machine=AArch64 ;; esac
 	grep -q "Machine:.*$machine" "$scratch/elf"
-	! grep -q INTERP "$scratch/elf"
+	if grep -q INTERP "$scratch/elf"; then echo "$arch is not static"; exit 1; fi
 	settings "oci-archive:$DIST/$file" "$arch"
 done
 
