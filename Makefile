@@ -203,8 +203,8 @@ test-kubernetes: ## a real Kubernetes: the shipped manifests and chart, Events, 
 	CGO_ENABLED=0 go test -count=1 -tags kubernetes -run '^TestAPIServer$$' $(TESTFLAGS) ./internal/kubeevents
 
 # kzr only looks meanwhile, at a process of its own that leaks.
-.PHONY: prometheus-check
-prometheus-check: build ## alerts played through, and every expression asked of a Prometheus that scraped kzr
+.PHONY: alerts-check
+alerts-check: build ## alerts played through, and every expression asked of a Prometheus that scraped kzr
 	$(root)
 	$(call need,promtool,prometheus)
 	@python3 -c 'import yaml' 2>/dev/null || $(call install,python3-yaml)

@@ -28,11 +28,14 @@ const (
 // command runs one and gives what it said.
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := try(name, args...)
+	var said bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, said.Bytes())
 	}
-	return out
+	return string(out)
 }
 
 func try(name string, args ...string) (string, error) {
@@ -219,6 +222,11 @@ func (c *cluster) apply(t *testing.T, yaml string) {
 
 func (c *cluster) helm(t *testing.T, args ...string) string {
 	t.Helper()
+	for i, a := range args {
+		if a == chart { // the node's mount namespace has another working directory
+			args[i], _ = filepath.Abs(chart)
+		}
+	}
 	return command(t, "./cluster.sh", append([]string{"inside", c.dir, binaries.helm, "--kubeconfig", c.dir + "/pki/admin.conf", "--namespace", "kzr"}, args...)...)
 }
 
