@@ -106,13 +106,13 @@ func (f *Flags) Changed() bool { return f.volume() != f.state }
 
 // volume tells one content of a Kubernetes volume from the next; "" is no volume.
 func (f *Flags) volume() string {
-	var all string
+	var all strings.Builder
 	for _, dir := range []string{filepath.Dir(f.path), f.path + ".d"} {
 		if link, err := os.Readlink(filepath.Join(dir, "..data")); err == nil {
-			all += link + "\n"
+			all.WriteString(link + "\n")
 		}
 	}
-	return all
+	return all.String()
 }
 
 // Choices maps the name of each flag that takes one of a few words to those

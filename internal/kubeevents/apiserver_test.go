@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -126,11 +127,7 @@ func (s *server) sender(t *testing.T) (*Sender, func() map[string]int, *syncBuff
 	return sender, func() map[string]int {
 		mu.Lock()
 		defer mu.Unlock()
-		c := make(map[string]int)
-		for k, v := range counts {
-			c[k] = v
-		}
-		return c
+		return maps.Clone(counts)
 	}, log
 }
 

@@ -266,8 +266,7 @@ func (r *Runner) run(ctx context.Context, d Document) (ended, error) {
 	killed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(killed)
-		// Its leader has not been waited for, so the group's number is still its own.
-		_ = unix.Kill(-pid, unix.SIGKILL)
+		killGroup(pid)
 	})
 	if err := awaitEnd(pidfd); err != nil {
 		r.opts.Log.Error("onAction: the command cannot be waited for", "error", err)
@@ -277,7 +276,7 @@ func (r *Runner) run(ctx context.Context, d Document) (ended, error) {
 		out.timedOut = true
 	}
 	// What is left of its group would hold the pipe open, and has lost its leader.
-	_ = unix.Kill(-pid, unix.SIGKILL)
+	killGroup(pid)
 	for {
 		_, err := unix.Wait4(pid, &out.status, 0, nil) // it is dead: this does not wait
 		if !errors.Is(err, unix.EINTR) {
@@ -287,6 +286,13 @@ func (r *Runner) run(ctx context.Context, d Document) (ended, error) {
 	_ = stderr.SetReadDeadline(time.Now().Add(time.Second)) // who left the group may keep it open
 	out.stderr = <-said
 	return out, nil
+}
+
+// killGroup ends a command and what it started. It is a child of kzr's that has not
+// been waited for, so the group's number is still its own. Signals to others are the
+// reaper's alone.
+func killGroup(pid int) {
+	_ = unix.Kill(-pid, unix.SIGKILL) //nolint:forbidigo // see above; an empty group is no error
 }
 
 // head reads all of f and returns its first n bytes.

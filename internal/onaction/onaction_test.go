@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -88,11 +89,7 @@ func runner(t *testing.T, script string, timeout time.Duration) (*Runner, *log, 
 	return r, l, func() map[string]int {
 		mu.Lock()
 		defer mu.Unlock()
-		c := make(map[string]int)
-		for k, v := range counts {
-			c[k] = v
-		}
-		return c
+		return maps.Clone(counts)
 	}
 }
 
