@@ -4,6 +4,7 @@
 #
 #	cluster.sh binary           build it if need be, and print where it is
 #	cluster.sh helm             the same for helm
+#	cluster.sh cached           print where it is, or would be
 #	cluster.sh start DIR        API server, controllers, scheduler, kubelet, containerd
 #	cluster.sh start-api DIR PORT   etcd and API server only, on 127.0.0.1:PORT
 #	cluster.sh kubectl DIR ARGUMENT...
@@ -20,10 +21,11 @@ helm=v4.3.1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kzr
 
 # In the cache by what it is made from: it takes ten minutes of two cores to build.
+cached() { echo "$cache/kubernetes-$(cat "$here"/go.mod "$here"/go.sum "$here"/kube/main.go | sha256sum | cut -c 1-16)"; }
+
 binary() {
-	local sum file
-	sum=$(cat "$here"/go.mod "$here"/go.sum "$here"/kube/main.go | sha256sum | cut -c 1-16)
-	file=$cache/kubernetes-$sum
+	local file
+	file=$(cached)
 	if [ ! -x "$file" ]; then
 		mkdir -p "${file%/*}"
 		local flags="-s -w" p
@@ -275,6 +277,7 @@ shift
 case $command in
 binary) binary ;;
 helm) helm ;;
+cached) cached ;;
 start) start "$@" ;;
 start-api) start_api "$@" ;;
 node) node "$@" ;;
