@@ -132,6 +132,11 @@ static __always_inline bool reaps_itself(struct task_struct *leader, struct task
 	return act->sa.sa_handler == SIG_IGN || (act->sa.sa_flags & SA_NOCLDWAIT);
 }
 
+/* After the call of a function in a loop: before 6.3 the verifier takes the way from
+ * the call to the next instruction for a loop without end if that is where the loop
+ * begins. So there is one between. */
+#define LANDED(value) asm volatile("%0 = %0" : "+r"(value))
+
 /* Where a walk through a parent's children stands. */
 struct walk {
 	__u64 first; /* the thread that began */
@@ -232,15 +237,38 @@ __noinline int count_child(__u32 want)
 	return w->node && w->zombies < want;
 }
 
+/* Loops are nested, as the verifier goes through each of them once. */
+__noinline int count_some(__u32 want)
+{
+	for (int i = 0; i < 32; i++) {
+		int more = count_child(want);
+
+		LANDED(more);
+		if (!more)
+			return i;
+	}
+	return 32;
+}
+
+__noinline int count_children(__u32 want)
+{
+	int steps = 0;
+
+	for (int i = 0; i < WALK_MAX / 32; i++) {
+		int some = count_some(want);
+
+		LANDED(some);
+		steps += some;
+		if (some != 32)
+			break;
+	}
+	return steps;
+}
+
 static __always_inline void count_zombies(struct walk *w, struct task_struct *parent, __u32 want)
 {
-	__u32 i;
-
 	begin_walk(w, (__u64)parent, (__u64)parent->signal);
-	for (i = 0; i < WALK_MAX; i++)
-		if (!count_child(want))
-			break;
-	w->steps = i;
+	w->steps = count_children(want);
 }
 
 /* Notes that a child of a thread group that dies will be somebody else's. It may be
@@ -273,9 +301,13 @@ __noinline int hand_on_child(void)
 
 __noinline int hand_on_some(void)
 {
-	for (int i = 0; i < 1024; i++)
-		if (!hand_on_child())
+	for (int i = 0; i < 256; i++) {
+		int more = hand_on_child();
+
+		LANDED(more);
+		if (!more)
 			return 0;
+	}
 	return 1;
 }
 
@@ -295,6 +327,18 @@ static __always_inline void report(__u32 tgid, __u32 zombies, struct counters *c
 
 /* The kernel itself goes through all of them next. More than 65,536 children keep
  * what they are: taken for the new parent's own. */
+__noinline int hand_on_all(void)
+{
+	for (int i = 0; i < 256; i++) {
+		int more = hand_on_some();
+
+		LANDED(more);
+		if (!more)
+			return 0;
+	}
+	return 1;
+}
+
 static __always_inline void hand_on(struct task_struct *task)
 {
 	__u32 zero = 0;
@@ -304,9 +348,7 @@ static __always_inline void hand_on(struct task_struct *task)
 		return;
 	begin_walk(w, (__u64)task, (__u64)task->signal);
 	w->now = bpf_ktime_get_ns();
-	for (int i = 0; i < 64; i++)
-		if (!hand_on_some())
-			return;
+	hand_on_all();
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -466,7 +508,7 @@ struct facts {
 	__u64 waits_start;
 	__u32 waits;
 	__u32 level; /* of its pid namespace */
-	__u32 nspid[LEVELS];
+	__u32 nspid[LEVELS]; /* those up to level mean something */
 	__u32 innermost; /* its pid in the innermost namespace */
 	__u32 pid_ns;
 	__u32 mnt_ns;
@@ -660,6 +702,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 	node = leader;
 	for (i = 0; i < 64; i++) {
 		node = note_thread(node, slot);
+		LANDED(node);
 		if (!node || node == leader)
 			break;
 	}
@@ -690,7 +733,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 	addr = U64(leader, task_struct, thread_pid);
 	f->level = addr ? U32(addr, pid, level) : 0;
 	for (i = 0; i < LEVELS; i++)
-		f->nspid[i] = i <= f->level ? read_u32(addr + AT(pid, numbers) + i * bpf_core_type_size(struct upid)) : 0;
+		f->nspid[i] = read_u32(addr + AT(pid, numbers) + i * bpf_core_type_size(struct upid));
 	f->outer_pid_ns = 0;
 	if (f->level > 0)
 		f->outer_pid_ns = U32(U64(addr + AT(pid, numbers) + bpf_core_type_size(struct upid), upid, ns), pid_namespace, ns.inum);
@@ -706,7 +749,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 		__u64 caught = 0, ignored = 0;
 
 		for (i = 0; i < 64; i++) {
-			__u64 handler = w->actions[i * 4];
+			__u64 handler = w->actions[i * 4]; /* SIG_DFL is 0, SIG_IGN 1 */
 
 			caught |= (__u64)(handler > 1) << i;
 			ignored |= (__u64)(handler == 1) << i;
@@ -717,8 +760,10 @@ __noinline int gather(__u64 leader, __u32 slot)
 
 	read_cgroups(task, &f->cgroups);
 	addr = read_pids_css(f->cgroups.set);
-	for (i = 0; i < LIMITS && addr; i++)
+	for (i = 0; i < LIMITS && addr; i++) {
 		addr = note_limit(addr, slot);
+		LANDED(addr);
+	}
 
 	f->tracer = 0;
 	f->tracer_start = f->tracer_cgroups.set = f->tracer_cgroups.id = f->tracer_cgroups.pids = 0;
@@ -731,7 +776,10 @@ __noinline int gather(__u64 leader, __u32 slot)
 	head = signal + AT(signal_struct, wait_chldexit.head);
 	node = read_u64(head);
 	for (i = 0; i < 32 && node && node != head; i++) {
-		if (!note_waiter(node, slot))
+		int more = note_waiter(node, slot);
+
+		LANDED(more);
+		if (!more)
 			break;
 		node = read_u64(node);
 	}
@@ -746,18 +794,22 @@ __noinline int gather(__u64 leader, __u32 slot)
 	return 1;
 }
 
-/* kill_ok_by_cred in kernel/signal.c, and ns_capable for CAP_KILL. */
+/* kill_ok_by_cred in kernel/signal.c, and ns_capable for CAP_KILL. A program that is
+ * setuid has an effective uid that says nothing of who started it, so what that may do
+ * does not count. */
 static __always_inline bool may_signal(__u64 cred, __u64 target)
 {
 	__u32 uid = U32(cred, cred, uid), euid = U32(cred, cred, euid);
 	__u32 to_uid = U32(target, cred, uid), to_suid;
 	__u64 own, ns, above;
 
-	if (uid == to_uid || euid == to_uid)
+	if (uid == to_uid)
 		return true;
 	to_suid = U32(target, cred, suid);
-	if (uid == to_suid || euid == to_suid)
+	if (uid == to_suid)
 		return true;
+	if (uid != euid)
+		return false;
 	own = U64(cred, cred, user_ns);
 	ns = U64(target, cred, user_ns);
 	for (int i = 0; i < 33 && ns; i++) { /* they nest no deeper */
@@ -804,7 +856,8 @@ __noinline int flags_of(__u64 task, __u64 parent, __u32 mark)
 	target = U64(parent, task_struct, real_cred);
 	if (!cred || !target || may_signal(cred, target))
 		return 0;
-	if ((U32(task, task_struct, flags) & PF_SUPERPRIV) && U64(cred, cred, user_ns) == U64(target, cred, user_ns))
+	if ((U32(task, task_struct, flags) & PF_SUPERPRIV) && U32(cred, cred, uid) == U32(cred, cred, euid) &&
+	    U64(cred, cred, user_ns) == U64(target, cred, user_ns))
 		return 0;
 	/* An orphan looks the same, if nobody saw its father die. */
 	if (adopts(parent) && (!mark || (mark & STAMP_UNSURE) || U64(task, task_struct, start_boottime) < attached))
@@ -1110,9 +1163,13 @@ cut:
 
 __noinline int look_on_some(void)
 {
-	for (int i = 0; i < 128; i++)
-		if (!look_on())
+	for (int i = 0; i < 64; i++) {
+		int more = look_on();
+
+		LANDED(more);
+		if (!more)
 			return 0;
+	}
 	return 1;
 }
 
@@ -1165,9 +1222,13 @@ int look_at(struct request *ctx)
 			l->node = l->list ? U64(l->last, task_struct, ptrace_entry) : U64(l->last, task_struct, sibling);
 	}
 	l->status = LOOK_MORE;
-	for (int i = 0; i < FOUND / 128; i++)
-		if (!look_on_some())
+	for (int i = 0; i < FOUND / 64; i++) {
+		int more = look_on_some();
+
+		LANDED(more);
+		if (!more)
 			return 0;
+	}
 	if (l->last) {
 		l->last_pid = U32(l->last, task_struct, pid);
 		l->last_start = U64(l->last, task_struct, start_boottime);

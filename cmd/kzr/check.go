@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"kzr/internal/config"
+	"kzr/internal/confine"
 	"kzr/internal/container"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
@@ -63,6 +64,11 @@ func runCheck(ctx context.Context, flags *config.Flags, r *checklist) error {
 	r.view(ctx, proc)
 	r.limits(proc)
 	r.signals()
+	if err := confine.Verify(); err != nil {
+		r.note("confinement", "%v: the daemon keeps rights that it does not need", err)
+	} else {
+		r.pass("confinement", "the daemon can give up what only its start needs")
+	}
 	r.mode(ctx, proc, c)
 	r.runtimes(ctx, c)
 	r.daemon(ctx, c)

@@ -24,6 +24,7 @@ import (
 	"kzr/internal/daemon"
 	"kzr/internal/nodeview"
 	"kzr/internal/reaper"
+	"kzr/internal/reapinside"
 	"kzr/internal/report"
 	"kzr/internal/state"
 	"kzr/internal/task"
@@ -53,6 +54,11 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	c, err := flags.Load()
 	if err != nil {
 		return err
+	}
+	// Before anything else: nothing is forked later, and the helper inherits little.
+	helper, noHelper := startHelper(ctx, c)
+	if helper != nil {
+		defer helper.Close()
 	}
 	// A log reader that is gone must not take kzr along. And where kzr is the
 	// first process of a container, the kernel reaps what falls to it.
@@ -94,10 +100,12 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err := s.restore(&o, c); err != nil {
 		return err
 	}
+	s.view = nodeview.View{Proc: n.proc, Name: resolver.Lookup}
+	s.reapInside(&o, helper, noHelper)
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
 	}
-	s.view = nodeview.View{Daemon: s.Daemon, Proc: n.proc, Name: resolver.Lookup}
+	s.view.Daemon = s.Daemon
 
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -123,23 +131,88 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 			s.log.Error("the socket is closed; kzr goes on without", "error", err)
 		}
 	})
+	work.Go(func() { s.stopWhenReplaced(ctx, stop, api) })
 	work.Go(func() { resolver.Run(ctx) })
 	for _, run := range tell {
 		work.Go(func() { run(ctx) })
 	}
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
+	if helper != nil {
+		work.Go(func() { s.watchHelper(ctx, helper) })
+	}
 
 	settle()
-	s.report(n.started(c))
+	n.confine(c, log)
+	started := n.started(c)
+	if why := s.noInside.Load(); why != nil {
+		started.Attrs = append(started.Attrs, "reap", "off: "+*why)
+	}
+	s.report(started)
 	s.Run(ctx)
 	s.heard(s.manager.stopping())
 	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
 	return nil
 }
 
+// replacedEvery is how often it is looked whether another kzr has the socket.
+const replacedEvery = 2 * time.Second
+
+// stopWhenReplaced stops a daemon that could not run for a while, as one that was
+// stopped or frozen, and has a successor by now: two would act on the node.
+func (s *service) stopWhenReplaced(ctx context.Context, stop func(), api net.Listener) {
+	tick := time.NewTicker(replacedEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if report.Replaced(api) {
+			s.log.Error("another kzr has taken over the socket; stopping", "socket", s.config.Socket)
+			stop()
+		}
+	}
+}
+
 // memoryLimit keeps the collector ahead of half a million zombies, for which
 // kzr may take 64 MiB; the rest is for the program itself and its stacks.
 const memoryLimit = 40 << 20
+
+// startHelper starts the process that reaps inside others, if the configuration asks for
+// it; else, or if it cannot work here, there is none, and why.
+func startHelper(ctx context.Context, c config.Config) (*reapinside.Helper, error) {
+	if !wantsInside(c) {
+		return nil, nil
+	}
+	return reapinside.Start(ctx)
+}
+
+// reapInside hands the helper to the daemon.
+func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err error) {
+	switch {
+	case err == nil && helper == nil:
+		return
+	case err == nil && s.node.probe == nil:
+		err = errors.New("cannot reap inside other processes: that needs eBPF")
+	case err == nil:
+		in := &inside{helper: helper, probe: s.node.probe}
+		o.Inside, s.view.Inside = in, in.refusal
+		return
+	}
+	s.noInside.Store(report.Pointer(oneLine(err.Error())))
+}
+
+// watchHelper tells of a helper that ends before kzr does.
+func (s *service) watchHelper(ctx context.Context, helper *reapinside.Helper) {
+	select {
+	case <-ctx.Done():
+	case <-helper.Over():
+		const why = "the helper that reaps inside other processes has ended"
+		s.noInside.Store(report.Pointer(why))
+		s.log.Error(why + "; going on without it")
+	}
+}
 
 // settle comes after all that is done once: what follows takes no new thread and
 // little memory.
@@ -187,6 +260,9 @@ type service struct {
 	since   time.Time
 	refused atomic.Pointer[string] // why the last reload changed nothing
 	others  others
+	// noInside says why nothing is reaped inside parents though the configuration asks
+	// for it.
+	noInside atomic.Pointer[string]
 }
 
 // heard takes note of a manager that cannot be told something.
@@ -221,6 +297,9 @@ func (s *service) Status() report.Status {
 	}
 	st.Problems = append(st.Problems, s.names.Problems()...)
 	st.Problems = append(st.Problems, s.others.problems...)
+	if why := s.noInside.Load(); why != nil {
+		st.Problems = append(st.Problems, "nothing is reaped inside parents: "+*why)
+	}
 	if why := s.refused.Load(); why != nil {
 		// First, as it is for somebody to mend: at the next start kzr would not come up.
 		st.Problems = append([]string{"the configuration on disk is bad and not in force: " + *why}, st.Problems...)
@@ -314,6 +393,7 @@ func needRestart(old, c config.Config) (keys []string) {
 		{"kubernetes.events", c.Kubernetes != old.Kubernetes},
 		{"onAction", !slices.Equal(c.OnAction, old.OnAction)},
 		{"logFormat", c.LogFormat != old.LogFormat},
+		{"reap", wantsInside(c) && !wantsInside(old)},
 	} {
 		if k.changed {
 			keys = append(keys, k.name)

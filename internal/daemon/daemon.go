@@ -707,6 +707,8 @@ func (d *Daemon) ended(out reaper.Outcome) {
 		w.until = now + w.pause
 	case out.Result == reaper.Rehearsed && d.config.DryRun: // else it was set otherwise meanwhile
 		w.until = now + maxPause
+	case out.Result == reaper.Reaped && !out.Until.IsZero(): // more may be reaped inside it then
+		w.until = now + time.Until(out.Until)
 	case !out.Until.IsZero():
 		// No kill before then; but what hurts nobody is tried again.
 		if w.limited.Until.Before(time.Now()) {

@@ -37,7 +37,7 @@ func onHost(t *testing.T) int {
 		t.Fatal(err)
 	}
 	for pid := os.Getpid(); pid > 1; {
-		p, err := proc.Inspect(pid)
+		p, err := proc.Inspect(t.Context(), pid)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -67,7 +67,8 @@ func (o *Observer) gather(limits map[string][]task.PidsLimit, tasks int, now tim
 			m.workload, m.owner = proc.Workload, proc.Owner
 		}
 		o.members = append(o.members, m)
-		o.loads[node].Zombies += m.zombies
+		// Where pids run out, those that nobody could be asked about in time count.
+		o.loads[node].Zombies += m.zombies + p.Unknown
 		for _, l := range m.chain {
 			load := o.loads[l.ID]
 			if load == nil {
@@ -75,7 +76,7 @@ func (o *Observer) gather(limits map[string][]task.PidsLimit, tasks int, now tim
 				o.loads[l.ID] = load
 			}
 			load.Current, load.Limit = l.Current, l.Limit
-			load.Zombies += m.zombies
+			load.Zombies += m.zombies + p.Unknown
 		}
 	}
 	slices.SortFunc(o.members, func(a, b member) int {

@@ -19,7 +19,7 @@ type Feature struct {
 }
 
 // Features probes, one by one, what [Open] needs, and then opens a probe and
-// takes a snapshot with it: the only proof. It asks the kernel and not its
+// takes a snapshot with it: the only proof. The last ones are what kzr can do without. It asks the kernel and not its
 // version, as distributions backport.
 func Features(ctx context.Context, opts Options) []Feature {
 	list := []Feature{
@@ -27,19 +27,35 @@ func Features(ctx context.Context, opts Options) []Feature {
 		{"kernel types (BTF)", types(), "needs Linux 5.5 with CONFIG_DEBUG_INFO_BTF, and /sys mounted"},
 		{"ring buffer", denied(features.HaveMapType(ebpf.RingBuf)), "needs Linux 5.8 and CAP_BPF"},
 	}
-	return append(list, Feature{
-		"load, attach, snapshot", try(ctx, opts),
+	p, err := try(ctx, opts)
+	list = append(list, Feature{
+		"load, attach, snapshot", err,
 		"needs Linux 5.8, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a seccomp filter that lets bpf(2) pass",
 	})
+	if err != nil {
+		return list
+	}
+	list = append(list,
+		Feature{"look at one process", p.look().err, "needs Linux 5.10: each look at a parent costs as much as one at the whole node"},
+		Feature{"look at system calls", p.stance.err, "needs Linux 5.15 on x86-64: kzr cannot reap inside a parent"},
+	)
+	if err := p.Close(); err != nil {
+		list = append(list, Feature{"detach", err, ""})
+	}
+	return list
 }
 
-func try(ctx context.Context, opts Options) error {
+// try opens a probe that works.
+func try(ctx context.Context, opts Options) (*Probe, error) {
+	opts.IterOnly = false
 	p, err := Open(opts)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = p.Snapshot(ctx)
-	return errors.Join(err, p.Close())
+	if _, err := p.Snapshot(ctx); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
 }
 
 // types looks for the exit tracepoint among the kernel's types.

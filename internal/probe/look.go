@@ -30,6 +30,12 @@ const (
 // errCut says that a list changed while it was looked at.
 var errCut = errors.New("the list of children changed while it was read")
 
+type lookObjects struct {
+	Look    *ebpf.Program `ebpf:"look_at"`
+	FactsOf *ebpf.Map     `ebpf:"facts_of"`
+	Looks   *ebpf.Map     `ebpf:"looks"`
+}
+
 // look runs the program that looks at one process. What it finds is in memory that
 // kernel and kzr share.
 type look struct {
@@ -41,20 +47,39 @@ type look struct {
 	err   error // why there are none
 }
 
-func newLook(o *objects) (*look, error) {
+// look is ready for use, or has an error. It is loaded already, unless this is a probe
+// with IterOnly.
+func (p *Probe) look() *look {
+	p.lookOnce.Do(func() {
+		if err := p.lookAt.open(&p.lookObjs); err != nil {
+			p.lookAt.err = fmt.Errorf("%w: %w", ErrNoLooks, err)
+		}
+	})
+	return &p.lookAt
+}
+
+func (l *look) open(o *lookObjects) error {
+	if o.Look == nil {
+		spec, err := loadKzr()
+		if err != nil {
+			return err
+		}
+		spec.Maps["stamps"].MaxEntries = 1
+		if err := spec.LoadAndAssign(o, nil); err != nil {
+			return err
+		}
+	}
 	found, err := o.Looks.Memory()
 	if err != nil {
-		return nil, fmt.Errorf("sharing memory with the kernel: %w", err)
+		return fmt.Errorf("sharing memory with the kernel: %w", err)
 	}
 	facts, err := o.FactsOf.Memory()
 	if err != nil {
-		return nil, fmt.Errorf("sharing memory with the kernel: %w", err)
+		return fmt.Errorf("sharing memory with the kernel: %w", err)
 	}
-	l := &look{prog: o.Look, found: found, facts: facts}
-	if _, err := l.run(kzrRequest{Tgid: uint64(os.Getpid()), Facts: 1}); err != nil {
-		l.err = fmt.Errorf("%w: %w", ErrNoLooks, err)
-	}
-	return l, nil
+	l.prog, l.found, l.facts = o.Look, found, facts
+	_, err = l.run(kzrRequest{Tgid: uint64(os.Getpid()), Facts: 1})
+	return err
 }
 
 type lookHead struct{ Status, Found uint32 }
@@ -79,7 +104,7 @@ const tries = 5
 // Facts looks at one process. It fails with [task.ErrGone] if there is none with this
 // pid, or if it is a thread's, and with [ErrNoLooks].
 func (p *Probe) Facts(ctx context.Context, pid int) (task.ID, task.Facts, error) {
-	l := p.look
+	l := p.look()
 	if l.err != nil {
 		return task.ID{}, task.Facts{}, l.err
 	}
@@ -110,9 +135,9 @@ func (p *Probe) Facts(ctx context.Context, pid int) (task.ID, task.Facts, error)
 // tracer. It costs what that group has, at a fifth of a microsecond a child. Its Tasks
 // is 0.
 func (p *Probe) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
-	if p.look.err == nil {
+	if p.look().err == nil {
 		for range tries {
-			s, err := p.lookAt(ctx, id)
+			s, err := p.snapshotOf(ctx, id)
 			if !errors.Is(err, errCut) {
 				return s, err
 			}
@@ -133,10 +158,10 @@ func (p *Probe) SnapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, err
 	return s, nil
 }
 
-// lookAt takes one snapshot of one thread group. What is in it was there while it was
+// snapshotOf takes one snapshot of one thread group. What is in it was there while it was
 // taken; a zombie that was found twice counts once.
-func (p *Probe) lookAt(ctx context.Context, id task.ID) (*task.Snapshot, error) {
-	l := p.look
+func (p *Probe) snapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, error) {
+	l := p.look()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &task.Snapshot{Source: task.SourceBPF, Began: task.Now(), Parents: map[task.ID]*task.Children{}}
@@ -174,6 +199,9 @@ func (p *Probe) lookAt(ctx context.Context, id task.ID) (*task.Snapshot, error) 
 				return s, nil
 			}
 			c.Facts = &facts
+		}
+		if head.Found == 0 {
+			continue
 		}
 		size := int(head.Found) * zombieSize
 		l.buf = slices.Grow(l.buf[:0], size)[:size]
@@ -215,7 +243,7 @@ func (p *Probe) lookAt(ctx context.Context, id task.ID) (*task.Snapshot, error) 
 // can be in the middle of a change.
 func (p *Probe) gone(id task.ID) bool {
 	for range tries {
-		if head, err := p.look.run(kzrRequest{Tgid: uint64(id.PID), Facts: 1}); err == nil && head.Status != lookGone {
+		if head, err := p.look().run(kzrRequest{Tgid: uint64(id.PID), Facts: 1}); err == nil && head.Status != lookGone {
 			return false
 		}
 	}

@@ -47,7 +47,8 @@ type Options struct {
 	// [task.Now] have it added, the kernel side has not.
 	Offsets task.Offsets
 	// IterOnly leaves out the exit program, whose maps and verification are most of
-	// what opening costs: there are no hints and no exit times.
+	// what opening costs: there are no hints, no exit times and no stances. What looks
+	// at a single process is loaded when that is first done.
 	IterOnly bool
 }
 
@@ -61,9 +62,6 @@ type Counters struct {
 
 type objects struct {
 	ListZombies *ebpf.Program  `ebpf:"list_zombies"`
-	Look        *ebpf.Program  `ebpf:"look_at"`
-	FactsOf     *ebpf.Map      `ebpf:"facts_of"`
-	Looks       *ebpf.Map      `ebpf:"looks"`
 	Level       *ebpf.Variable `ebpf:"level"`
 	Epoch       *ebpf.Variable `ebpf:"epoch"`
 	Attached    *ebpf.Variable `ebpf:"attached"`
@@ -80,12 +78,15 @@ type exitObjects struct {
 type Probe struct {
 	objs    objects
 	exits   exitObjects
-	exit    link.Link // nil with IterOnly, as is ring
+	exit    link.Link // nil with IterOnly, as are ring and stance
 	ring    *ringbuf.Reader
 	iter    *link.Iter
-	look    *look
 	stance  *stance
 	offsets task.Offsets
+
+	lookOnce sync.Once
+	lookObjs lookObjects
+	lookAt   look
 
 	mu    sync.Mutex // one snapshot at a time
 	epoch uint16
@@ -131,7 +132,8 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 		all := struct {
 			*objects
 			*exitObjects
-		}{&p.objs, &p.exits}
+			*lookObjects
+		}{&p.objs, &p.exits, &p.lookObjs}
 		err = spec.LoadAndAssign(&all, nil)
 	}
 	if err != nil {
@@ -168,12 +170,10 @@ func (p *Probe) attach(iterOnly bool) (err error) {
 	if p.iter, err = link.AttachIter(link.IterOptions{Program: p.objs.ListZombies}); err != nil {
 		return fmt.Errorf("attaching the task iterator: %w", err)
 	}
-	if p.look, err = newLook(&p.objs); err != nil {
-		return err
-	}
 	if iterOnly {
 		return nil
 	}
+	p.look()
 	p.stance = newStance()
 	if p.ring, err = ringbuf.NewReader(p.exits.Hints); err != nil {
 		return fmt.Errorf("opening the ring buffer: %w", err)
@@ -203,8 +203,8 @@ func (p *Probe) Close() error {
 	if p.stance != nil {
 		errs = append(errs, p.stance.prog.Close())
 	}
-	o, x := &p.objs, &p.exits
-	return errors.Join(append(errs, o.ListZombies.Close(), o.Look.Close(), o.FactsOf.Close(), o.Looks.Close(),
+	l, x := &p.lookObjs, &p.exits
+	return errors.Join(append(errs, p.objs.ListZombies.Close(), l.Look.Close(), l.FactsOf.Close(), l.Looks.Close(),
 		x.OnExit.Close(), x.Hints.Close(), x.Counts.Close())...)
 }
 

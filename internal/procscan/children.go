@@ -36,7 +36,10 @@ func (s *Scanner) snapshotOf(ctx context.Context, id task.ID) (*task.Snapshot, e
 	p, err := s.find(ctx, id.PID)
 	if err == nil {
 		defer p.release()
-		err = s.meet(ctx, f, bootTicks())
+		tick := bootTicks()
+		if f.parent, err = s.parentOf(ctx, id.PID); err == nil && f.start < tick {
+			f.children = &task.Children{Parent: task.ID{PID: id.PID, Start: f.start}}
+		}
 	}
 	switch {
 	case gone(err), err == nil && (f.children == nil || f.start != id.Start):

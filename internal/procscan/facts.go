@@ -56,14 +56,15 @@ func (s *Scanner) facts(ctx context.Context, pid int) (id task.ID, f task.Facts,
 	if err == nil {
 		id, f, unseen = task.ID{PID: pid, Start: l.start}, l.Facts, l.unseen
 		if f.NSPID, err = p.nspid(); err == nil {
-			f.UID, _, err = p.owners()
+			f.UID, _, err = s.owners(pid, p.pidfd)
 		}
 	}
 	if err == nil && !p.dead && !f.Kernel {
 		err = s.addTracer(ctx, p, id, &f)
 	}
 	if err == nil && !p.dead && (f.State == 'S' || f.Threads > 1) {
-		f.Waits, err = read(ctx, p, p.tenant, patience, func() (task.ID, error) { return p.waits(f.NSPID) })
+		nspid := f.NSPID // f is written while a read that is late goes on
+		f.Waits, err = read(ctx, p, p.tenant, patience, func() (task.ID, error) { return p.waits(nspid) })
 		if late(err) {
 			err = nil
 		}

@@ -1,6 +1,7 @@
 package procscan
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -162,22 +163,12 @@ func (s *Scanner) parentOf(ctx context.Context, pid int) (parent, error) {
 		if e != 0 {
 			return parent{}, e
 		}
-		st, e := rawFstat(pidfd)
-		dead, e2 := rawDead(pidfd)
+		known, err := s.knownParent(pid, pidfd)
 		rawClose(pidfd)
-		switch {
-		case e != 0 || e2 != 0:
-			return parent{}, max(e, e2)
-		case dead:
-			return parent{}, unix.ESRCH
+		if err != nil || known.start != 0 {
+			return known, err
 		}
-		inode = st.Ino
-		s.mu.Lock()
-		known := s.parents[pid]
-		s.mu.Unlock()
-		if known.inode == inode {
-			return known, nil
-		}
+		inode = known.inode
 	}
 	p, err := s.find(ctx, pid)
 	if err != nil {
@@ -202,7 +193,7 @@ func (s *Scanner) parentOf(ctx context.Context, pid int) (parent, error) {
 		inode: inode, start: st.start, tenant: p.tenant,
 		init: len(nspid) > 1 && nspid[len(nspid)-1] == 1,
 	}
-	if is.ruid, is.suid, err = p.owners(); err != nil {
+	if is.ruid, is.suid, err = s.owners(pid, p.pidfd); err != nil {
 		return parent{}, err
 	}
 	if s.pidfs {
@@ -216,14 +207,39 @@ func (s *Scanner) parentOf(ctx context.Context, pid int) (parent, error) {
 	return is, nil
 }
 
-// owners are its real and its saved user, who may signal it; before Linux 6.13 its
-// effective one for both, which /proc tells without its memory.
-func (p *process) owners() (ruid, suid uint32, err error) {
-	if info, e := rawInfo(p.pidfd); e == 0 {
+// knownParent returns what is remembered of a live process, with its users as they are
+// now; of one that is not, only the inode number.
+func (s *Scanner) knownParent(pid, pidfd int) (parent, error) {
+	if dead, e := rawDead(pidfd); e != 0 || dead {
+		return parent{}, cmp.Or(e, unix.ESRCH)
+	}
+	st, e := rawFstat(pidfd)
+	if e != 0 {
+		return parent{}, e
+	}
+	s.mu.Lock()
+	known := s.parents[pid]
+	s.mu.Unlock()
+	if known.inode != st.Ino {
+		return parent{inode: st.Ino}, nil
+	}
+	var err error
+	known.ruid, known.suid, err = s.owners(pid, pidfd)
+	return known, err
+}
+
+// owners are a process's real and its saved user, whom its children have to be to
+// signal it; before Linux 6.13 its effective one for both, which /proc tells without
+// its memory.
+func (s *Scanner) owners(pid, pidfd int) (ruid, suid uint32, err error) {
+	if info, e := rawInfo(pidfd); e == 0 {
 		return info.ruid, info.suid, nil
 	}
-	owner, e := rawFstat(p.dir)
-	return owner.Uid, owner.Uid, failure(e)
+	st, e := rawStat(s.root, append(strconv.AppendInt(nil, int64(pid), 10), 0))
+	if rawReaped(pidfd) {
+		e = unix.ESRCH
+	}
+	return st.Uid, st.Uid, failure(e)
 }
 
 // nspid is its pid in each pid namespace from kzr's inwards.

@@ -19,6 +19,7 @@ type record struct {
 	until  time.Duration   // the end of the backoff that was said last
 	inside time.Time       // when its zombies were reaped inside it last
 	helped bool            // some were
+	alone  time.Duration   // how long it is to be left alone since, besides the grace
 }
 
 type said struct {
@@ -73,9 +74,9 @@ func (r *record) backoffNews(why *refusal, zombies int, now time.Time) bool {
 }
 
 // reapedInside notes that it was tried to reap inside it.
-func (r *record) reapedInside(now time.Time, helped bool, grace time.Duration) {
-	r.inside, r.helped = now, helped
-	r.keep = later(r.keep, now.Add(grace))
+func (r *record) reapedInside(now time.Time, helped bool, grace, alone time.Duration) {
+	r.inside, r.helped, r.alone = now, helped, alone
+	r.keep = later(r.keep, now.Add(max(grace, alone)))
 }
 
 func later(a, b time.Time) time.Time {

@@ -96,7 +96,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 		}
 	}
 	look.Met = len(look.Old) >= j.threshold
-	if reason := policy.Deferred(&process); j.pressure == policy.NoPressure || reason == policy.Dying {
+	if reason := policy.Deferred(&process.Facts, policy.Circumstances{}); j.pressure == policy.NoPressure || reason == policy.Dying {
 		look.Reason = reason
 	}
 	if j.reason != "" {

@@ -71,9 +71,10 @@ type Judge interface {
 // Inside reaps zombies in the name of a parent that lives on.
 type Inside interface {
 	// Reap reaps what look.Reap allows of the zombies of the parent that pidfd and
-	// look are about. It is called by several goroutines at once, returns early when
-	// the context ends, and keeps neither argument. An error means that it cannot be
-	// known what was done.
+	// look are about. It is called by several goroutines at once, returns before the
+	// context's deadline, and keeps neither argument. Under pressure (look.Pressure) it
+	// does not wait for a parent that cannot be reaped in right now. An error means that
+	// it cannot be known what was done.
 	Reap(ctx context.Context, pidfd int, look *Look) (Insided, error)
 }
 
@@ -82,6 +83,9 @@ type Insided struct {
 	Reaped  int
 	Left    int           // zombies that could be reaped the same way, and were not yet
 	Stopped time.Duration // how long it stood still at a stretch, at most
+	// Alone is how long the parent is to be left alone, as a timeout of its own has
+	// begun anew; 0 if none has.
+	Alone time.Duration
 	// Refused says in words why it was not done, or not to the end; "" if nothing
 	// stood in the way. Transient says that it may be possible soon.
 	Refused   string

@@ -574,7 +574,7 @@ func TestDeferred(t *testing.T) {
 			tc.begin(z)
 			zoo.Within(t, soon, string(tc.reason), func() bool {
 				p := inspect(t, kid.PID)
-				return policy.Deferred(&p) == tc.reason
+				return policy.Deferred(&p.Facts, policy.Circumstances{}) == tc.reason
 			})
 			id := r.act(kid)
 			r.event(kid.PID, "spared "+string(tc.reason))

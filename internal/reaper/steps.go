@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ func (l *ladder) nudge(ctx context.Context) *Outcome {
 		return out
 	}
 	pressed := l.seen.Pressure != policy.NoPressure
-	if l.seen.Nudge <= 0 && !pressed || policy.Halted(&l.seen.Process.Facts) {
+	if l.skipped(policy.Nudge) != "" {
 		return nil
 	}
 	end := time.Now().Add(max(10*l.seen.Nudge, l.r.timing.nudges))
@@ -108,18 +109,22 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 		if out := l.verify(ctx); out != nil {
 			return out
 		}
-		if !l.wantsInside() {
+		if l.skipped(policy.Reap) != "" {
 			return nil
 		}
 		var last record
 		l.remember(func(r *record) { last = *r })
-		left := l.seen.Grace - time.Since(last.inside)
-		if left <= 0 {
+		pressed := l.seen.Pressure != policy.NoPressure
+		left := l.seen.Grace
+		if !pressed {
+			left = max(left, last.alone)
+		}
+		if left -= time.Since(last.inside); left <= 0 {
 			break
 		}
 		// Where it has helped it is worth waiting for, but not under pressure: there it
 		// has not kept pace.
-		if !last.helped || l.seen.Pressure != policy.NoPressure {
+		if !last.helped || pressed {
 			return nil
 		}
 		if out := l.waitReleasingSlot(ctx, left); out != nil {
@@ -137,7 +142,8 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 		}
 		return nil
 	}
-	step, cancel := context.WithTimeout(ctx, l.r.timing.inside)
+	end := time.Now().Add(l.r.timing.inside)
+	step, cancel := context.WithDeadline(ctx, end.Add(l.r.timing.look)) // what is under way is not cut short
 	defer cancel()
 	l.before, l.before.Old = l.seen, nil
 	var last Insided
@@ -148,28 +154,26 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 		l.inside.Reaped += last.Reaped
 		l.inside.Stopped = max(l.inside.Stopped, last.Stopped)
 		l.forget()
-		l.remember(func(r *record) { r.reapedInside(time.Now(), l.inside.Reaped > 0, l.seen.Grace) })
-		again := err == nil && last.Refused == "" && last.Reaped > 0 && last.Left > 0 // and no need to wait
+		l.remember(func(r *record) { r.reapedInside(time.Now(), l.inside.Reaped > 0, l.seen.Grace, last.Alone) })
+		again := err == nil && last.Refused == "" && last.Reaped > 0 && last.Left > 0 && last.Alone == 0
 		switch {
 		case ctx.Err() != nil:
 			return l.cancelled()
-		case err != nil && step.Err() != nil:
-			last.Refused = fmt.Sprintf("no answer within %s", l.r.timing.inside)
 		case err != nil:
 			last.Refused = err.Error()
-		case last.Refused != "" && last.Transient && l.seen.Pressure == policy.NoPressure:
+		case last.Refused != "" && last.Transient && l.seen.Pressure == policy.NoPressure && time.Now().Before(end):
 			if out := l.waitReleasingSlot(ctx, pause); out != nil {
 				return out
 			}
 			again = true
 		}
-		if !again || step.Err() != nil {
+		if !again || !time.Now().Before(end) {
 			break
 		}
 		if out := l.verify(ctx); out != nil {
 			return out
 		}
-		if !l.wantsInside() {
+		if l.skipped(policy.Reap) != "" {
 			break
 		}
 	}
@@ -189,18 +193,26 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 	e := l.reapedEvent()
 	if last.Refused == "" && last.Left > 0 && l.seen.Pressure == policy.NoPressure {
 		// It is doing good, and there is no hurry.
-		e.Message += fmt.Sprintf("; %d more after another grace", last.Left)
-		out = &Outcome{Result: Reaped, Until: time.Now().Add(l.seen.Grace)}
+		out = &Outcome{Result: Reaped, Until: time.Now().Add(max(l.seen.Grace, last.Alone))}
+		e.Message += fmt.Sprintf("; %d more will be, not before %s", last.Left, out.Until.Format(time.TimeOnly))
+		out.Message = e.Message
 	}
 	l.emit(e)
+	l.inside = Insided{} // told
 	return out
 }
 
-// wantsInside says whether there is something to reap inside the parent, and
-// somebody who can.
-func (l *ladder) wantsInside() bool {
-	return l.r.Inside != nil && !policy.Halted(&l.seen.Process.Facts) &&
-		(l.seen.Reap == config.ReapAll || l.seen.Reap != config.ReapOff && l.seen.Adopted > 0)
+// skipped says why a step is left out, "" if it is to be done.
+func (l *ladder) skipped(do policy.Do) string {
+	m := policy.Means{
+		Nudge: l.seen.Nudge, TermTimeout: l.seen.TermTimeout, Pressure: l.seen.Pressure != policy.NoPressure,
+		Reap: l.seen.Reap, Reapable: l.seen.Reapable, Adopted: l.seen.Adopted,
+	}
+	if l.r.Inside == nil {
+		m.Refusal = "there is no helper"
+	}
+	steps := policy.Ladder(&l.seen.Process.Facts, m)
+	return steps[slices.IndexFunc(steps, func(s policy.Step) bool { return s.Do == do })].Skipped
 }
 
 // terminate sends SIGTERM and waits.
@@ -216,16 +228,8 @@ func (l *ladder) terminate(ctx context.Context) *Outcome {
 			return out
 		}
 	}
-	p := &l.seen.Process
-	switch {
-	case l.seen.TermTimeout <= 0:
-		l.addNote("SIGTERM was skipped, as termTimeout is 0")
-		return nil
-	case policy.DeafToTerm(&p.Facts):
-		l.addNote("SIGTERM was skipped: the init of a pid namespace never sees one that it has no handler for")
-		return nil
-	case policy.Halted(&p.Facts) || p.State == 'D':
-		l.addNote(fmt.Sprintf("SIGTERM was skipped: it is %s and would not act on it", policy.Deferred(&p.Facts, policy.Circumstances{})))
+	if why := l.skipped(policy.Terminate); why != "" {
+		l.addNote("SIGTERM was skipped: " + why)
 		return nil
 	}
 	if out := l.strike(ctx, unix.SIGTERM); out != nil {

@@ -508,8 +508,13 @@ func (s *server) rehearse(w *worker, r *rehearsal) (Refusal, error) {
 			if err != nil {
 				return NoWayBack, err
 			}
-			if refusal = out.Refusal; refusal == None && !strand && out.Fates[0] != reaped {
-				return WaitFailed, nil
+			if refusal = out.Refusal; refusal == None && !strand {
+				switch out.Fates[0] {
+				case untouched: // the machine is busy, and the time was up before
+					refusal = Slow
+				case stale:
+					return WaitFailed, nil
+				}
 			}
 		}
 		if refusal != None {

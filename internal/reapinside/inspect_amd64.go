@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
 )
 
 // parent is one whose zombies are to be reaped, as the helper itself sees it.
@@ -343,6 +345,15 @@ func judge(st *wireStance) (Refusal, int64) {
 		return InCall, st.Call
 	}
 	return None, 0
+}
+
+// Judge says what a stance tells against reaping inside a process, "" if nothing.
+func Judge(s task.Stance) string {
+	st := newStance(s)
+	if r, detail := judge(&st); r != None {
+		return r.about(detail)
+	}
+	return ""
 }
 
 const seccompStrict = 1

@@ -133,12 +133,11 @@ func (l *socket) Close() error {
 
 func (l *socket) replaced() bool {
 	var st unix.Stat_t
-	return unix.Lstat(l.path, &st) != nil || !sameFile(&st, &l.stat)
+	return unix.Lstat(l.path, &st) == nil && !sameFile(&st, &l.stat)
 }
 
-// Replaced reports whether the path of a listener that [Listen] made leads
-// elsewhere by now: another daemon took over, as this one did not answer, or
-// somebody removed the socket.
+// Replaced reports whether there is another socket at the path of a listener that
+// [Listen] made: another daemon took over, as this one did not answer.
 func Replaced(l net.Listener) bool {
 	s, ok := l.(*socket)
 	return ok && s.replaced()

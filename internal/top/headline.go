@@ -2,6 +2,7 @@ package top
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"kzr/internal/policy"
@@ -64,7 +65,7 @@ func (m *model) headline() headline {
 		h = headline{"LEAK", fmt.Sprintf("%s; spared: %s", holds(most), spelled(most.Reason)), urgent}
 		leaks++
 	case next != nil && next.acting():
-		h = headline{"ACTING", "on " + holds(next), urgent}
+		h = headline{"ACTING", "on " + named(next) + ", " + held(next), urgent}
 	case next != nil:
 		h = headline{"LEAK", holds(next) + "; " + m.prospect(next), soon}
 	case m.spread() != nil:
@@ -102,11 +103,17 @@ func (m *model) headline() headline {
 // spread is the workload with most zombies, if it leaks though no parent of it has
 // enough for the rule; else nil.
 func (m *model) spread() *report.Workload {
-	list := m.shown.doc.Workloads
-	if len(list) == 0 || list[0].Parents < 2 || list[0].Zombies < max(m.shown.status.Threshold, 1) {
-		return nil
+	list, threshold := m.shown.doc.Workloads, max(m.shown.status.Threshold, 1)
+	for i := range list {
+		w := &list[i]
+		if w.Zombies < threshold {
+			break // so have the others
+		}
+		if w.Parents > 1 && !slices.ContainsFunc(m.rows, func(r row) bool { return r.Workload == w.Name && r.Reapable >= threshold }) {
+			return w
+		}
 	}
-	return &list[0]
+	return nil
 }
 
 // doomed says that kzr acts on it, or would if it could and it goes on so.
@@ -116,13 +123,18 @@ func (r *row) doomed() bool {
 
 func (r *row) acting() bool { return r.Verdict == string(policy.Acting) }
 
-// holds names a row and what it holds.
-func holds(r *row) string {
-	name := fmt.Sprintf("%s (%d)", r.Comm, r.PID)
+// holds says what a row has.
+func holds(r *row) string { return named(r) + " has " + held(r) }
+
+func named(r *row) string {
 	if r.Container != nil {
-		name = fmt.Sprintf("%s (%d)", r.who, r.PID)
+		return fmt.Sprintf("%s (%d)", r.who, r.PID)
 	}
-	s := name + " has " + count(r.Zombies, "zombie")
+	return fmt.Sprintf("%s (%d)", r.Comm, r.PID)
+}
+
+func held(r *row) string {
+	s := count(r.Zombies, "zombie")
 	if rate := perTime(r.rate); r.rate > 0 && rate != "" {
 		s += " " + rate
 	}

@@ -68,7 +68,7 @@ func (m *model) helpLines() []string {
 	item(dim, "protected", "never acted on: pid 1, kernel threads, kzr itself, the host's infrastructure")
 	item(dim, "out of scope", "not in a container, and the scope is containers")
 	item(dim, "by rule", "a configured rule says observe")
-	item(warn, "stopped ...", "also traced, frozen, dying, in D state, waits for a child: spared until that ends or a pid limit is near")
+	item(warn, "stopped ...", "also traced, frozen, dying, in D state, waiting (for one child): spared until that ends or a pid limit is near")
 	item(warn, "rate limited", "the limit on kills is used up; \"backoff\": it was acted on recently")
 	section("Bar")
 	out = append(out, "   "+good.Render(m.live)+" live tasks   "+bad.Render(m.dead)+" zombies   "+dim.Render(m.free)+" free")

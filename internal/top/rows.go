@@ -42,8 +42,12 @@ func newRows(doc *report.Document, h *history, dryRun bool) []row {
 			r.Reason = rehearsed
 		}
 		r.past = h.parents[r.id.ID]
+		own := false
 		if r.past != nil {
-			r.rate, _ = r.past.rate()
+			r.rate, own = r.past.rate()
+		}
+		if !own {
+			r.rate = perSecond(p.RatePerHour) // the daemon has looked for longer
 		}
 	}
 	return rows
@@ -211,10 +215,6 @@ func spelled(reason string) string {
 		return "by rule"
 	case policy.Uninterruptible:
 		return "in D state"
-	case policy.Waiting:
-		return "waits for a child"
-	case policy.Foreign:
-		return "foreign zombies"
 	}
 	return strings.ReplaceAll(reason, "_", " ")
 }

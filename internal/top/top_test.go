@@ -135,7 +135,7 @@ func pids(m *model) []int {
 func TestReadableAt80x24(t *testing.T) {
 	m := screen(t, 80, 24, Options{})
 	wants(t, m,
-		"kzr top node-17", "ACTING", "ci/runner-0/job (6000) has 60 zombies", // what to know first
+		"kzr top node-17", "ACTING", "ci/runner-0/job (6000), 60 zombies", // what to know first
 		"61%", "20,000 of 32,768", "12,172 in 5 parents", "kills 3",
 		"PID", "WHO", "COMMAND", "ZOMBIES", "OLDEST", "RATE", "VERDICT",
 		"12,000", "acts in 23s", "acting", "out of scope", "watch", "stopped", "cron.service",
@@ -633,7 +633,7 @@ func TestHeadline(t *testing.T) {
 		{"nothing", "", func(d *report.Document, _ *report.Status) { *d = report.Document{} }, "OK", "No zombies", calm},
 		{"nothing that can be seen", "", func(d *report.Document, s *report.Status) { *d, s.Problems = report.Document{}, []string{"x"} }, "UNSURE", "cannot see all processes", soon},
 		{"few", "", func(d *report.Document, _ *report.Status) { *d = calmDoc }, "OK", "no parent meets the rule", calm},
-		{"acting", "", func(*report.Document, *report.Status) {}, "ACTING", "ci/runner-0/job (6000) has 60", urgent},
+		{"acting", "", func(*report.Document, *report.Status) {}, "ACTING", "on ci/runner-0/job (6000), 60", urgent},
 		{"due", "", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "has 12,000 zombies; kzr acts in 23s unless it reaps", soon},
 		{"due, nobody acts", "no daemon", func(d *report.Document, _ *report.Status) { d.Parents = d.Parents[:1] }, "LEAK", "due in 23s, but no daemon is running", soon},
 		{"due, dry run", "", func(d *report.Document, s *report.Status) { d.Parents, s.DryRun = d.Parents[:1], true }, "LEAK", "(dry run)", soon},

@@ -310,7 +310,7 @@ func (m *model) columns() []place {
 		width int
 		from  int // only on screens so wide
 	}{
-		{colPID, pid, 0}, {colRate, 7, 0}, {colOldest, 6, 0}, {colCommand, leastCommand, 0}, {colSpark, 6, 0},
+		{colPID, pid, 0}, {colRate, 7, 0}, {colOldest, 6, 0}, {colCommand, leastCommand, 0}, {colSpark, 6, 100},
 		{colState, 2, 100}, {colUID, 6, wide}, {colAdopted, 7, wide},
 	} {
 		least := leastWho
@@ -335,7 +335,11 @@ func (m *model) columns() []place {
 	if has[colCommand] == 0 {
 		has[colWho] = max(room, 0)
 	} else {
-		has[colWho] = max(leastWho, min(who, flex*3/5))
+		most := flex * 3 / 5
+		if m.grouped {
+			most = min(most, flex-len("1 parent, 1,000/1,000 pids...")) // see inside
+		}
+		has[colWho] = max(leastWho, min(who, most))
 		has[colCommand] = flex - has[colWho]
 	}
 	var out []place
@@ -435,9 +439,11 @@ func (m *model) line(r *row, columns []place, selected bool, acts string) string
 		switch c.column {
 		case colVerdict, colZombies, colRate: // of all kinds of lines
 		case colWho:
-			text = m.middle(r.label(m.tee), c.width)
-			if r.load != nil {
-				style = bold
+			switch text = r.label(m.tee); {
+			case r.load != nil:
+				text, style = m.middle(text, c.width), bold
+			case !r.below:
+				text = m.middle(text, c.width)
 			}
 		case colCommand:
 			text, style = r.command, dim
@@ -641,7 +647,11 @@ func (m *model) event(e *entry) string {
 		text = fmt.Sprintf("%d events were too fast to be shown", e.Count)
 	default:
 		if e.Zombies > 0 {
-			about += fmt.Sprintf(" (%s, oldest %s)", count(e.Zombies, "zombie"), span(seconds(e.OldestSeconds)))
+			about += fmt.Sprintf(" (%s", count(e.Zombies, "zombie"))
+			if e.OldestSeconds > 0 {
+				about += ", oldest " + span(seconds(e.OldestSeconds))
+			}
+			about += ")"
 		}
 		text = e.Message
 		if e.Reason != "" {

@@ -1696,7 +1696,7 @@ static int tokens(char *text, char **token)
 {
 	int n = 0;
 
-	for (char *t; (t = strsep(&text, " \n"));) {
+	for (char *t; (t = strsep(&text, " \t\n"));) {
 		if (*t && n < MAX_TOKENS - 1)
 			token[n++] = t;
 	}
