@@ -198,11 +198,12 @@ test-kubernetes: ## a real Kubernetes: the shipped manifests and chart, Events, 
 # kzr only looks meanwhile, at a process of its own that leaks.
 .PHONY: alerts-check
 alerts-check: build ## alerts played through, and every expression asked of a Prometheus that scraped kzr
-	$(need) root promtool python3-yaml
+	$(need) root promtool python3-yaml jq
 	promtool check rules deploy/prometheus/kzr.rules.yml
 	promtool test rules deploy/prometheus/kzr.rules_test.yml
 	deploy/grafana/check.py bin/kzr 60
 	deploy/node-problem-detector/check.sh bin/kzr
+	deploy/onaction/check.sh bin/kzr
 
 .PHONY: ansible-check
 ansible-check: build ## the Ansible role, run on this machine
