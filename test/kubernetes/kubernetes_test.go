@@ -337,6 +337,8 @@ data:
 `, grace, strings.TrimSpace(string(pid)), c.dir)
 }
 
+// shop has a tenant whose shell starts 60 children and becomes, before one of them ends,
+// a program that never waits.
 const shop = `apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {pod-security.kubernetes.io/enforce: baseline}}
@@ -354,7 +356,7 @@ spec:
       containers:
       - name: app
         image: localhost/busybox:1
-        command: [/bin/sh, -c, 'i=0; while [ $i -lt 60 ]; do true & i=$((i+1)); done; exec sleep 100000']
+        command: [/bin/sh, -c, 'i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; exec sleep 100000']
 `
 
 // TestFleet is one story, as a cluster costs a minute.
