@@ -105,6 +105,7 @@ struct signal_struct {
 	struct list_head thread_head;
 	struct wait_queue_head wait_chldexit;
 	struct sigpending shared_pending;
+	unsigned int flags;
 	unsigned int is_child_subreaper : 1;
 	__u64 cutime;
 	__u64 cstime;
@@ -307,6 +308,7 @@ enum syscall_work_bit {
 #define EXIT_ZOMBIE 0x20
 #define JOBCTL_TRAP_FREEZE (1UL << 23)
 #define CGROUP_FREEZING 0x6 /* by itself, or by one above */
+#define SIGNAL_UNKILLABLE 0x40 /* of each pid namespace's first process */
 #define CAP_KILL 5
 #define WEXITED 4
 #define SIGCHLD 17

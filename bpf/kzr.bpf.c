@@ -53,7 +53,7 @@ struct stamp {
 
 #define STAMP_ADOPTED 0x80000000 /* its father died before it was reaped */
 #define STAMP_UNSURE 0x40000000 /* STAMP_ADOPTED may have been overwritten */
-#define STAMP_TRACED 0x20000000 /* when it died */
+#define STAMP_TRACED 0x20000000 /* by others, when it died */
 #define STAMP_TGID 0x003fffff
 
 struct {
@@ -131,11 +131,6 @@ static __always_inline bool reaps_itself(struct task_struct *leader, struct task
 		return false;
 	return act->sa.sa_handler == SIG_IGN || (act->sa.sa_flags & SA_NOCLDWAIT);
 }
-
-/* After the call of a function in a loop: before 6.3 the verifier takes the way from
- * the call to the next instruction for a loop without end if that is where the loop
- * begins. So there is one between. */
-#define LANDED(value) asm volatile("%0 = %0" : "+r"(value))
 
 /* Where a walk through a parent's children stands. */
 struct walk {
@@ -240,13 +235,9 @@ __noinline int count_child(__u32 want)
 /* Loops are nested, as the verifier goes through each of them once. */
 __noinline int count_some(__u32 want)
 {
-	for (int i = 0; i < 32; i++) {
-		int more = count_child(want);
-
-		LANDED(more);
-		if (!more)
+	for (int i = 0; i < 32; i++)
+		if (!count_child(want))
 			return i;
-	}
 	return 32;
 }
 
@@ -257,7 +248,6 @@ __noinline int count_children(__u32 want)
 	for (int i = 0; i < WALK_MAX / 32; i++) {
 		int some = count_some(want);
 
-		LANDED(some);
 		steps += some;
 		if (some != 32)
 			break;
@@ -301,13 +291,9 @@ __noinline int hand_on_child(void)
 
 __noinline int hand_on_some(void)
 {
-	for (int i = 0; i < 256; i++) {
-		int more = hand_on_child();
-
-		LANDED(more);
-		if (!more)
+	for (int i = 0; i < 256; i++)
+		if (!hand_on_child())
 			return 0;
-	}
 	return 1;
 }
 
@@ -329,13 +315,9 @@ static __always_inline void report(__u32 tgid, __u32 zombies, struct counters *c
  * what they are: taken for the new parent's own. */
 __noinline int hand_on_all(void)
 {
-	for (int i = 0; i < 256; i++) {
-		int more = hand_on_some();
-
-		LANDED(more);
-		if (!more)
+	for (int i = 0; i < 256; i++)
+		if (!hand_on_some())
 			return 0;
-	}
 	return 1;
 }
 
@@ -383,11 +365,16 @@ int BPF_PROG(on_exit, struct task_struct *task)
 
 	__u32 start = (__u32)leader->start_boottime, mark = 0;
 
-	if (s->start == start)
-		mark = s->parent & STAMP_ADOPTED;
-	else if (s->written > leader->start_time)
-		mark = STAMP_UNSURE;
-	if (leader->ptrace)
+	/* Only who adopts can have a child that is marked; reading what may be in no
+	 * cache costs more than all the rest. */
+	if ((parent->signal->flags & SIGNAL_UNKILLABLE) || BPF_CORE_READ_BITFIELD(parent->signal, is_child_subreaper)) {
+		if (s->start == start)
+			mark = s->parent & STAMP_ADOPTED;
+		else if (s->written > leader->start_time)
+			mark = STAMP_UNSURE;
+	}
+	/* A tracer in the parent's own thread group can reap it. */
+	if (leader->ptrace && leader->parent->tgid != tgid)
 		mark |= STAMP_TRACED;
 	s->start = start;
 	s->parent = tgid | mark;
@@ -702,7 +689,6 @@ __noinline int gather(__u64 leader, __u32 slot)
 	node = leader;
 	for (i = 0; i < 64; i++) {
 		node = note_thread(node, slot);
-		LANDED(node);
 		if (!node || node == leader)
 			break;
 	}
@@ -760,10 +746,8 @@ __noinline int gather(__u64 leader, __u32 slot)
 
 	read_cgroups(task, &f->cgroups);
 	addr = read_pids_css(f->cgroups.set);
-	for (i = 0; i < LIMITS && addr; i++) {
+	for (i = 0; i < LIMITS && addr; i++)
 		addr = note_limit(addr, slot);
-		LANDED(addr);
-	}
 
 	f->tracer = 0;
 	f->tracer_start = f->tracer_cgroups.set = f->tracer_cgroups.id = f->tracer_cgroups.pids = 0;
@@ -776,10 +760,7 @@ __noinline int gather(__u64 leader, __u32 slot)
 	head = signal + AT(signal_struct, wait_chldexit.head);
 	node = read_u64(head);
 	for (i = 0; i < 32 && node && node != head; i++) {
-		int more = note_waiter(node, slot);
-
-		LANDED(more);
-		if (!more)
+		if (!note_waiter(node, slot))
 			break;
 		node = read_u64(node);
 	}
@@ -827,12 +808,9 @@ static __always_inline bool may_signal(__u64 cred, __u64 target)
 static __always_inline bool adopts(__u64 thread)
 {
 	__u64 signal = U64(thread, task_struct, signal);
-	__u64 pid = U64(U64(thread, task_struct, group_leader), task_struct, thread_pid);
 
-	if (BPF_CORE_READ_BITFIELD_PROBED((struct signal_struct *)signal, is_child_subreaper))
-		return true;
-	pid += AT(pid, numbers) + (__u64)U32(pid, pid, level) * bpf_core_type_size(struct upid);
-	return U32(pid, upid, nr) == 1;
+	return (U32(signal, signal_struct, flags) & SIGNAL_UNKILLABLE) ||
+	       BPF_CORE_READ_BITFIELD_PROBED((struct signal_struct *)signal, is_child_subreaper);
 }
 
 /* How a zombie came to its parent. mark is its stamp's `parent`, 0 if it has none.
@@ -1117,14 +1095,20 @@ __noinline int look_on(void)
 	if (U32(task, task_struct, exit_state) != EXIT_ZOMBIE)
 		return 1;
 
-	__u32 pid = U32(task, task_struct, pid), n = l->found;
+	__u32 pid = U32(task, task_struct, pid);
+	__u64 n = l->found;
 
 	if (U32(task, task_struct, tgid) != pid)
 		return 1; /* a thread, on the tracer's list */
 	if (n >= FOUND)
 		goto cut;
 
+	asm volatile("%0 &= %1" : "+r"(n) : "i"(FOUND - 1)); /* for older verifiers */
+
 	struct zombie *r = &l->zombies[n];
+
+	barrier_var(r);
+
 	__u64 start = U64(task, task_struct, start_boottime);
 	bool dead = U32(U64(task, task_struct, signal), signal_struct, nr_threads) <= 1;
 	__u32 tracer = U32(task, task_struct, ptrace) ? U32(parent, task_struct, tgid) : 0;
@@ -1163,13 +1147,9 @@ cut:
 
 __noinline int look_on_some(void)
 {
-	for (int i = 0; i < 64; i++) {
-		int more = look_on();
-
-		LANDED(more);
-		if (!more)
+	for (int i = 0; i < 64; i++)
+		if (!look_on())
 			return 0;
-	}
 	return 1;
 }
 
@@ -1222,13 +1202,9 @@ int look_at(struct request *ctx)
 			l->node = l->list ? U64(l->last, task_struct, ptrace_entry) : U64(l->last, task_struct, sibling);
 	}
 	l->status = LOOK_MORE;
-	for (int i = 0; i < FOUND / 64; i++) {
-		int more = look_on_some();
-
-		LANDED(more);
-		if (!more)
+	for (int i = 0; i < FOUND / 64; i++)
+		if (!look_on_some())
 			return 0;
-	}
 	if (l->last) {
 		l->last_pid = U32(l->last, task_struct, pid);
 		l->last_start = U64(l->last, task_struct, start_boottime);
@@ -1238,10 +1214,11 @@ int look_at(struct request *ctx)
 
 /* ---- What a process is in the middle of -------------------------------------- */
 
-#define STANCE_STOPPED_BY_CALL 1 /* it sleeps in a system call */
+#define STANCE_IN_CALL 1 /* it sleeps in a system call */
 #define STANCE_MAY_WAIT 2
 #define STANCE_DISPATCH 4
 #define STANCE_SHADOW_STACK 8
+#define STANCE_DEAD 16 /* but other threads live */
 
 struct stance {
 	__u64 start;
@@ -1265,17 +1242,22 @@ int take_stance(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 	struct stance s = {};
 
-	if (!task || (__u32)task->pid != stance_of || task->exit_state)
+	if (!task || (__u32)task->pid != stance_of || task->signal->live.counter == 0)
 		return 0;
+	s.start = task->start_boottime;
+	if (task->exit_state) {
+		s.bits = STANCE_DEAD;
+		bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+		return 0;
+	}
 
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	long call = regs->orig_ax;
 
-	s.start = task->start_boottime;
 	s.cs = regs->cs;
 	/* What a task that runs has there is of its last system call. */
 	if (task->__state && call >= 0) {
-		s.bits |= STANCE_STOPPED_BY_CALL;
+		s.bits |= STANCE_IN_CALL;
 		s.call = call;
 		s.args[0] = regs->di;
 		s.args[1] = regs->si;

@@ -158,15 +158,15 @@ func TestTopOnARealTerminal(t *testing.T) {
 			})
 
 			x.keys("Enter")
-			x.shows("Who it is", fmt.Sprintf("Process %d (leaky)", z.PID), "pid 1")
+			x.shows(fmt.Sprintf("Process %d (leaky)", z.PID), "pid 1 of")
 			x.keys("G")
-			x.shows("<defunct>", "and 40 zombies")
+			x.shows("<defunct>", "and 40 more zombies")
 			x.keys("g")
-			x.shows("Who it is")
+			x.shows("What kzr does")
 			x.keys("Escape")
 			x.shows("VERDICT")
 			x.keys("?")
-			x.shows("Keys", "one page down")
+			x.shows("Keys", "page down")
 			x.keys("?")
 			x.keys("Space")
 			x.shows("PAUSED")
@@ -248,7 +248,7 @@ func TestTopOfADaemon(t *testing.T) {
 	x.until("how it ended", func(s string) bool { return strings.Contains(lineOf(s, z.PID), "rehearsed") })
 
 	daemon.end()
-	x.shows("NO ANSWER", "what is shown is old", fmt.Sprint(z.PID))
+	x.shows("NO ANSWER", "showing old data", fmt.Sprint(z.PID))
 	startDaemon(t, kzr, "--dry-run", "--socket", socket, "--grace", "1h")
 	x.until("the new daemon", func(s string) bool {
 		return strings.Contains(s, "1h00m") && !strings.Contains(s, "NO ANSWER") && strings.Contains(lineOf(s, z.PID), "due in 59m")
@@ -308,7 +308,7 @@ func TestTopShowsHostileNames(t *testing.T) {
 	x.keys("Enter")
 	x.shows(fmt.Sprint(z.PID), "kzr only looks")
 	x.keys("Enter")
-	x.shows("Who it is", `\x1b[2J`)
+	x.shows("What kzr does", `\x1b[2J`)
 	x.keys("q", "q")
 	x.restored()
 
@@ -407,23 +407,23 @@ func TestExplain(t *testing.T) {
 			t.Fatal(err)
 		}
 		out = strings.Join(strings.Fields(out), " ") // as if there were no line ends
-		for _, s := range append(want, fmt.Sprintf("Process %d (leaky) is pid 1", z.PID), "60 dead children", "SIGCHLD is blocked",
-			"SIGTERM is left out", "tini", "default, blocked", "never reaped a child", "40 zombies more", "50 zombies for 1h00m") {
+		for _, s := range append(want, fmt.Sprintf("Process %d (leaky) is pid 1", z.PID), "60 zombies that it could reap", "SIGCHLD is blocked",
+			"SIGTERM (the kernel drops it", "tini", "default, blocked", "never reaped a child", "40 more zombies", "50 zombies for 1h00m") {
 			if !strings.Contains(out, s) {
 				t.Errorf("does not say %q:\n%s", s, out)
 			}
 		}
 	}
-	t.Run("without a daemon", func(t *testing.T) { check(t, "This kzr only watches") })
+	t.Run("without a daemon", func(t *testing.T) { check(t, "sends no signals") })
 	startDaemon(t, kzr, "--dry-run", "--socket", socket, "--grace", "1h")
-	t.Run("with a daemon", func(t *testing.T) { check(t, "dry run") })
+	t.Run("with a daemon", func(t *testing.T) { check(t, "dry-run mode") })
 
 	t.Run("a zombie", func(t *testing.T) {
 		out, err := explain(zoo.Children(z.PID)[0])
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"is dead: a zombie", fmt.Sprintf("Process %d (leaky) is pid 1", z.PID)} {
+		for _, want := range []string{"is a zombie. Its parent", fmt.Sprintf("Process %d (leaky) is pid 1", z.PID)} {
 			if !strings.Contains(out, want) {
 				t.Errorf("does not say %q:\n%s", want, out)
 			}

@@ -27,7 +27,7 @@ machine='^Test(InspectKernelThread|Host|ViewOfAnotherUser)$'
 list() {
 	go list -f '{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./... |
 		awk -v kind="$1" -v alone="^kzr/internal/($alone)\$" '
-			{ is = / kzr\/internal\/zoo( |$)/ || $1 ~ /internal\/zoo$/ ? ($1 ~ alone ? "alone" : "machine") : "none" }
+			{ is = / kzr\/internal\/zoo( |$)/ || $1 ~ /internal\/(zoo|reapinside)$/ ? ($1 ~ alone ? "alone" : "machine") : "none" }
 			is == kind { print $1 }'
 }
 

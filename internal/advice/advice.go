@@ -19,11 +19,8 @@ import (
 	"kzr/internal/report"
 )
 
-// Dead says that it is a zombie itself. A dead leader with live threads is not.
+// Dead says that it is a zombie itself. One whose main thread alone is dead is not.
 func Dead(d *report.Detail) bool { return d.State == "Z" && d.Threads <= 1 }
-
-// leaderDead says that its main thread is dead and others live on.
-func leaderDead(d *report.Detail) bool { return d.State == "Z" && d.Threads > 1 }
 
 // dying says that it has begun to end and does not get on with it.
 func dying(d *report.Detail) bool {
@@ -114,8 +111,9 @@ func What(d *report.Detail) []string {
 		user = fmt.Sprintf("uid %d", d.UID)
 	}
 	out := []string{fmt.Sprintf("%s %s. Its user is %s.", self, where, user)}
-	if leaderDead(d) {
-		out = append(out, fmt.Sprintf("Its main thread has exited; %s still running.", plural(d.Threads-1, "other thread is", "other threads are")))
+	if d.LeaderDead {
+		out = append(out, fmt.Sprintf("Its main thread has exited, which is why ps shows it as a zombie; %s still running.",
+			plural(d.Threads-1, "other thread is", "other threads are")))
 	}
 	if dying(d) {
 		out = append(out, "It is exiting.")

@@ -113,7 +113,7 @@ func TestExplain(t *testing.T) {
 		{"unit", What, leaker(onHost), []string{"runs in cron.service"}, []string{"container"}},
 		{"nothing in particular", What, leaker(onHost, func(d *report.Detail) { d.Unit = "" }), []string{"runs outside any container"}, nil},
 		{"a zombie", What, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"is a zombie. Its parent, process 900 (containerd-shim), has not reaped it."}, nil},
-		{"a dead leader is no zombie", What, leaker(func(d *report.Detail) { d.State = "Z" }), []string{"pid 1 of container", "Its main thread has exited; 10 other threads are still running."}, []string{"zombie"}},
+		{"a dead leader is no zombie", What, leaker(func(d *report.Detail) { d.LeaderDead = true }), []string{"pid 1 of container", "Its main thread has exited, which is why ps shows it as a zombie; 10 other threads are still running."}, []string{"Its parent"}},
 		{"a shim", What, leaker(shimOf), []string{"belongs to a container runtime (containerd-shim-runc-v2) and serves container cdcdcdcdcdcd"}, []string{"outside any container"}},
 		{"a tenant's shim", What, leaker(exe("/usr/bin/containerd-shim-runc-v2")), []string{"pid 1 of container app"}, []string{"runtime"}},
 		{"pause", What, leaker(pause), []string{"the sandbox (pause) process of pod shop/web-1"}, nil},

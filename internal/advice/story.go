@@ -196,9 +196,6 @@ func stateName(d *report.Detail) string {
 	case "t":
 		return "stopped by a tracer"
 	case "Z":
-		if leaderDead(d) {
-			return "main thread dead"
-		}
 		return "zombie"
 	case "I":
 		return "idle"

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,10 @@ const (
 	// a twentieth of one CPU; pressedRest to a quarter while pids run out.
 	rest        = 19
 	pressedRest = 3
+	// idleRest keeps the regular sweeps to a thousandth of one CPU where hints come in,
+	// up to maxIdle.
+	idleRest = 999
+	maxIdle  = 5 * time.Minute
 	// A hint comes before the last child is a zombie: since 6.16 its memory is
 	// torn down in between. hintDelay is when nearly every one is, and still early
 	// for the shortest grace; by hintDelayLate all but giants are.
@@ -132,6 +137,8 @@ type Daemon struct {
 	blindUntil time.Duration
 	limitAt    time.Duration // when the pid limits are looked at again
 	lossAt     time.Duration // when the next line may tell of lost hints
+	ready      bool          // the first beat is over
+	unchanged  bool          // the last two sweeps found as many zombies under as many parents
 
 	beatAt   atomic.Int64 // on the clock of task.Now
 	sweeping atomic.Bool
@@ -152,7 +159,9 @@ type stats struct {
 type watched struct {
 	found     observer.Assessment
 	next      time.Duration // when to look again, 0 with the next sweep
+	seen      time.Duration // when it was last looked at
 	suspected bool          // reported as a suspect
+	sample    []task.Zombie // some of its zombies then
 	reason    policy.Reason // last reported
 	said      map[policy.Reason]said
 	unsure    bool             // for want of a name
@@ -384,7 +393,11 @@ func (d *Daemon) Run(ctx context.Context) {
 
 // beat shows that the loop is alive.
 func (d *Daemon) beat() {
-	if d.beatDue() {
+	// The first time it says that kzr is ready, whatever told of life before.
+	first := !d.ready && d.opts.BeatEvery > 0 && d.stats.sweeps.Load() > 0
+	if first || d.beatDue() {
+		d.ready = true
+		d.beatAt.Store(int64(task.Now() + d.opts.BeatEvery))
 		d.opts.Beat()
 	}
 }
@@ -525,6 +538,7 @@ func (d *Daemon) due(now time.Duration) (all []task.ID) {
 func (d *Daemon) sweep(ctx context.Context) {
 	d.sweeping.Store(true)
 	defer d.sweeping.Store(false)
+	before := d.observer.Last()
 	last, err := d.observer.Sweep(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -534,6 +548,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
+	d.unchanged = last.Zombies == before.Zombies && last.Parents == before.Parents
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	began, cpu := task.Now(), task.ThreadTime()
@@ -596,6 +611,11 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 	if from := d.hintedFrom(); from == 0 || d.least.Threshold < from {
 		every = min(every, max(d.least.Grace/2, time.Second))
 	}
+	if from := d.hintedFrom(); from > 0 && d.least.Threshold >= from && d.unchanged {
+		// Hints tell of what is new: for what stands there for good, kzr takes a
+		// thousandth of a CPU.
+		every = max(every, min(idleRest*cost, maxIdle))
+	}
 	return max(every, rest*cost)
 }
 
@@ -603,6 +623,10 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment, now time.Duration, err error) {
 	if ctx.Err() != nil {
 		return
+	}
+	var zombies []task.Zombie
+	if a.Parent != nil {
+		zombies = a.Parent.Zombies()
 	}
 	a.Parent = nil // its zombies can be many megabytes
 	d.mu.Lock()
@@ -625,7 +649,13 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 	}
 	if a.Never {
 		if w != nil && w.suspected && w.reason == "" {
-			d.say(report.EventSpared, policy.Recovered, &w.found, "reaped, moved or ended by itself")
+			if err != nil && d.observer.Last().At <= w.seen {
+				// Its zombies are gone, or somebody else's: a sweep will tell.
+				d.sweepAt = min(d.sweepAt, max(now, d.rested))
+				w.next = 0
+				return
+			}
+			d.recovered(w)
 		}
 		delete(d.watched, id)
 		return
@@ -637,7 +667,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 	facts := &a.Process.Facts
 	w.deferral.note(policy.Deferred(facts, policy.Circumstances{}) != "", now, a.Rule.Grace)
 	w.deferral.postpone(&a, now)
-	w.found, w.next = a, 0
+	w.found, w.next, w.seen = a, 0, now
 	switch {
 	case !a.Met:
 		// Half of the grace is gone: it looks as if it would not reap.
@@ -649,6 +679,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 		w.next = a.Due
 		if !w.suspected {
 			w.suspected = true
+			w.sample = slices.Clone(zombies[:min(len(zombies), sampled)])
 			d.say(report.EventSuspect, "", &a, fmt.Sprintf("parent is not reaping; eligible in %s", (a.Due-now).Round(100*time.Millisecond)))
 		}
 	case a.Verdict == policy.Target && now < w.until:
@@ -670,6 +701,20 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 			w.next = now + lookAgain
 		}
 	}
+}
+
+// sampled is how many zombies are followed of a suspect that ends.
+const sampled = 64
+
+// recovered tells of a suspect that is none any more, or has handed its zombies on.
+func (d *Daemon) recovered(w *watched) {
+	for id, n := range d.observer.HeldBy(w.sample) {
+		if id != w.found.Process.ID && n > len(w.sample)/2 {
+			d.say(report.EventSuspect, "", &w.found, fmt.Sprintf("parent ended and its zombies moved to pid %d, which has not reaped them", id.PID))
+			return
+		}
+	}
+	d.say(report.EventSpared, policy.Recovered, &w.found, "reaped, or ended by itself")
 }
 
 // act starts a ladder, unless this daemon only looks.

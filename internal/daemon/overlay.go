@@ -52,6 +52,10 @@ func (d *Daemon) Overlay(a *observer.Assessment) (until time.Time) {
 	}
 	now := task.Now()
 	w.deferral.postpone(a, now)
+	if limited := w.limited.Until; limited.After(time.Now()) && a.Reapable > 0 {
+		a.Verdict, a.Reason = policy.Spared, policy.Backoff
+		return limited
+	}
 	if a.Verdict == policy.Target && now < w.until {
 		a.Verdict, a.Reason = policy.Spared, policy.Backoff
 		if until = w.limited.Until; until.Before(time.Now()) {

@@ -36,6 +36,7 @@ const (
 type relapse struct {
 	at    time.Duration // CLOCK_MONOTONIC
 	ticks uint64        // the same as start times count it
+	again int           // how many of those that were ended had been started after the one before
 }
 
 // relieve acts on the limits that are near.
@@ -151,7 +152,11 @@ func (d *Daemon) relieveOf(ctx context.Context, load observer.Load, c observer.C
 		return false, false
 	}
 	if load.ID == 0 {
-		d.relapses[c.Workload] = relapse{now, uint64(task.SinceBoot() / (time.Second / task.TicksPerSecond))}
+		last := d.relapses[c.Workload]
+		if last.at != 0 && c.ID.Start > last.ticks {
+			last.again++
+		}
+		d.relapses[c.Workload] = relapse{now, uint64(task.SinceBoot() / (time.Second / task.TicksPerSecond)), last.again}
 	}
 	r.active[id] = true
 	d.consider(ctx, id, a, now, nil)
@@ -160,10 +165,10 @@ func (d *Daemon) relieveOf(ctx context.Context, load observer.Load, c observer.C
 }
 
 // relapsed says whether a parent was started after the node was freed of its workload's
-// zombies: the workload is back at once, and so it will be again.
+// zombies, for the second time: the workload is back at once, and so it will be again.
 func (d *Daemon) relapsed(workload string, id task.ID) bool {
 	last, ok := d.relapses[workload]
-	return ok && id.Start > last.ticks
+	return ok && last.again > 0 && id.Start > last.ticks
 }
 
 // relieved takes note of a ladder's end.

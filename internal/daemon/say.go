@@ -39,7 +39,7 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 		if w.Zombies < d.config.Threshold {
 			break // the others hold fewer
 		}
-		if w.Old < d.config.Threshold || w.Parents < 2 {
+		if w.Old < d.config.Threshold {
 			continue
 		}
 		seen[w.Name] = true
@@ -49,12 +49,16 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 			d.leaks[w.Name] = s
 		}
 		d.mu.Lock()
-		_, known := d.watched[w.Largest]
+		largest := d.watched[w.Largest]
+		known := largest != nil && (largest.suspected || len(largest.said) > 0)
+		if _, acting := d.reaper.Status(w.Largest); acting {
+			known = true
+		}
 		d.mu.Unlock()
-		if known || !s.due(w.Old, now) {
+		if known || !s.due(w.Zombies, now) {
 			continue
 		}
-		*s = said{now, w.Old}
+		*s = said{now, w.Zombies}
 		proc, err := d.observer.Brief(w.Largest)
 		if err != nil {
 			continue
@@ -62,14 +66,21 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 		d.opts.Report(report.Event{
 			Time: time.Now(), Name: report.EventSuspect, Process: &proc,
 			Zombies: w.Zombies, Reapable: w.Zombies,
-			Message: fmt.Sprintf("workload is leaking: %d parents hold %d zombies, each fewer than the threshold; the largest is named", w.Parents, w.Zombies),
+			Message: leaking(w),
 		})
 	}
-	for name := range d.leaks {
-		if !seen[name] {
+	for name, s := range d.leaks {
+		if !seen[name] && now-s.at >= sayAgain {
 			delete(d.leaks, name)
 		}
 	}
+}
+
+func leaking(w observer.Workload) string {
+	if w.Parents == 1 {
+		return fmt.Sprintf("workload is leaking: its %d zombies are handed from parent to parent; the present one is named", w.Zombies)
+	}
+	return fmt.Sprintf("workload is leaking: %d parents hold %d zombies; the largest is named", w.Parents, w.Zombies)
 }
 
 // stayed is the age at which a zombie is worth an event of its own to those who

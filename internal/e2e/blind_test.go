@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -178,71 +179,75 @@ func cpuTime(t *testing.T, pid int) (used time.Duration) {
 // while kzr looks at them. If that makes kzr the last to use their memory, it cannot
 // come back from there, whatever is done to it.
 func TestScenario50LastUser(t *testing.T) {
-	inBothModes(t, func(t *testing.T, mode string) {
-		s := newSite(t)
-		m := s.newManager(10 * time.Second)
-		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
-		dir := t.TempDir()
-		const rounds, parents = 6, 10
-		var tenants [rounds]*tenant // before the zoo, so that they are empty when they go
-		for i := range tenants {
-			tenants[i] = newTenant(t)
-		}
-		z := zoo.Start(t, "in=mntns chld=reap fork { name=fs fuse=%s serve } serve", dir)
-		fs := z.Named("fs")
-		for round := range rounds {
-			z.Do("fork=times=%d { cgroup=%s exec=%s term=ignore groups=65536 aio=%s/f leak=12 serve }",
-				parents, tenants[round].Dir, s.exe, dir)
-			// They meet the rule together. The moment is another one each time.
-			time.Sleep(time.Second + time.Duration(round)*70*time.Millisecond)
-			for _, pid := range zoo.Children(z.PID) {
-				if pid != fs.PID {
-					_ = unix.Kill(pid, unix.SIGKILL)
-				}
-			}
-		}
-		hung := 0
+	for _, mode := range []string{"ebpf", "proc"} { // by themselves: nobody else is to have such processes on his node
+		t.Run(mode, func(t *testing.T) { lastUser(t, "--mode="+mode) })
+	}
+}
+
+func lastUser(t *testing.T, mode string) {
+	s := newSite(t)
+	m := s.newManager(10 * time.Second)
+	k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	dir := t.TempDir()
+	const rounds, parents = 6, 10
+	var tenants [rounds]*tenant // before the zoo, so that they are empty when they go
+	for i := range tenants {
+		tenants[i] = newTenant(t)
+	}
+	z := zoo.Start(t, "in=mntns chld=reap fork { name=fs fuse=%s serve } serve", dir)
+	fs := z.Named("fs")
+	for round := range rounds {
+		z.Do("fork=times=%d { cgroup=%s exec=%s term=ignore groups=65536 aio=%s/f leak=12 serve }",
+			parents, tenants[round].Dir, s.exe, dir)
+		// They meet the rule together. The moment is another one each time.
+		time.Sleep(time.Second + time.Duration(round)*70*time.Millisecond)
 		for _, pid := range zoo.Children(z.PID) {
-			if zoo.State(pid) == 'D' {
-				hung++
+			if pid != fs.PID {
+				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
-		if hung+blocked(t, k.pid) == 0 {
-			t.Error("nobody hangs: this shows nothing")
+	}
+	hung := 0
+	for _, pid := range zoo.Children(z.PID) {
+		if zoo.State(pid) == 'D' {
+			hung++
 		}
+	}
+	if hung+blocked(t, k.pid) == 0 {
+		t.Error("nobody hangs: this shows nothing")
+	}
 
-		// All others are dealt with as ever.
-		began := time.Now()
-		for range 3 {
-			other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
-			k.saw(other.PID, "terminated")
-			other.WaitDead(0)
-		}
-		took := time.Since(began)
-		if took > patience/2 {
-			t.Errorf("three leakers took %v", took)
-		}
-		var st status
-		s.wantAnswer("/v1/status", &st)
-		m.wantFed()
-
-		// It stops, as far as the kernel lets it, and the next one takes its place.
-		lost := blocked(t, k.pid)
-		k.ended = true
-		k.send(unix.SIGTERM)
-		k.await("that it stops", func(e event) bool { return e.Event == "stopping" })
-		again := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	// All others are dealt with as ever.
+	began := time.Now()
+	for range 3 {
 		other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
-		again.saw(other.PID, "terminated")
-		s.wantAnswer("/v1/status", &st)
+		k.saw(other.PID, "terminated")
+		other.WaitDead(0)
+	}
+	took := time.Since(began)
+	if took > patience/2 {
+		t.Errorf("three leakers took %v", took)
+	}
+	var st status
+	s.wantAnswer("/v1/status", &st)
+	m.wantFed()
 
-		fs.Do("exit")
-		if err := k.cmd.Wait(); err != nil {
-			t.Errorf("kzr ended with: %v", err)
-		}
-		record(t, rounds*parents, fmt.Sprintf("%d of %d hung in the kernel, %d threads of kzr's with them; three others ended in %v, and kzr restarted",
-			hung, rounds*parents, lost, took.Round(10*time.Millisecond)))
-	})
+	// It stops, as far as the kernel lets it, and the next one takes its place.
+	lost := blocked(t, k.pid)
+	k.ended = true
+	k.send(unix.SIGTERM)
+	k.await("that it stops", func(e event) bool { return e.Event == "stopping" })
+	again := s.start(mode, "--scope=all", "--sweep-interval=1s", s.socket())
+	other := zoo.Start(t, "cgroup=%s exec=%s leak=12 serve", newTenant(t).Dir, s.exe)
+	again.saw(other.PID, "terminated")
+	s.wantAnswer("/v1/status", &st)
+
+	fs.Do("exit")
+	if err := k.cmd.Wait(); err != nil {
+		t.Errorf("kzr ended with: %v", err)
+	}
+	record(t, rounds*parents, fmt.Sprintf("%d of %d hung in the kernel, %d threads of kzr's with them; three others ended in %v, and kzr restarted",
+		hung, rounds*parents, lost, took.Round(10*time.Millisecond)))
 }
 
 // blocked is how many threads of a process are in uninterruptible sleep.
@@ -261,24 +266,46 @@ func blocked(t *testing.T, pid int) (n int) {
 	return n
 }
 
-// Whatever kzr does to look at a process, it never comes back from there. It goes
-// without, and everything else goes on.
+// usesMemory are the files of /proc/PID whose reader takes hold of the process's memory,
+// and may have to take it down.
+var usesMemory = []string{"stat", "status", "statm", "cmdline", "environ", "auxv", "maps", "smaps"}
+
+// hangLooks hangs each thread of kzr that reads such a file of one of these processes.
+func hangLooks(k *daemon, victims map[int]bool) *tracer {
+	tr := traceDaemon(k)
+	theirs := map[int64]bool{} // descriptors of their directories, and of what is below
+	tr.hold(func(c *call) bool {
+		if c.Nr != unix.SYS_OPENAT {
+			return false
+		}
+		below := theirs[int64(c.Args[0])]
+		if c.Exit {
+			theirs[c.Result] = below || victims[c.pid(c.Args[1])]
+			return false
+		}
+		c.Hang = (below || victims[c.pid(c.Args[1])]) && slices.Contains(usesMemory, filepath.Base(c.text(c.Args[1])))
+		return false
+	})
+	return tr
+}
+
+// Whatever of a process's memory kzr looks at, it does not come back from there. It
+// goes without, and everything else goes on.
 func TestScenario50LookHangs(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
 		m := s.newManager(10 * time.Second)
 		k := s.startUnder(m, mode, "--scope=all", "--sweep-interval=1s", s.socket())
 		victims := map[int]bool{}
-		main := zoo.Start(t, "cgroup=%s exec=%s fork=times=4 { serve } serve", newTenant(t).Dir, s.exe)
-		for _, pid := range zoo.Children(main.PID) {
-			victims[pid] = true
+		main := zoo.Start(t, "cgroup=%s exec=%s serve", newTenant(t).Dir, s.exe)
+		for i := range 4 {
+			main.Do("fork { name=victim%d serve }", i)
+			victims[main.Named(fmt.Sprintf("victim%d", i)).PID] = true
 		}
-		tr := traceDaemon(k)
-		tr.hold(func(c *call) bool {
-			c.Hang = !c.Exit && (c.Nr == unix.SYS_OPENAT || c.Nr == unix.SYS_READLINKAT) && victims[c.pid(c.Args[1])]
-			return false
-		})
-		main.Do("fork=times=4 { leak=1 exit }") // so that the sweeps come by
+		tr := hangLooks(k, victims)
+		for i := range 4 {
+			main.Named(fmt.Sprintf("victim%d", i)).Do("leak=12")
+		}
 		leaks := zoo.Start(t, "cgroup=%s exec=%s fork=times=3 { leak=12 serve } serve", newTenant(t).Dir, s.exe)
 		for _, pid := range zoo.Children(leaks.PID) {
 			k.saw(pid, "terminated")
@@ -342,6 +369,16 @@ func TestScenario51NoWatches(t *testing.T) {
 		}
 		all = append(all, watcher{s, k})
 	}
+	ends := func() {
+		t.Helper()
+		for _, w := range all {
+			z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=12 serve", newTenant(t).Dir, w.s.exe)
+			w.k.saw(z.PID, "terminated")
+			w.k.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
+			z.WaitDead(0)
+		}
+	}
+	ends()
 	hog := zoo.Start(t, "uid=%d serve", user)
 	began, used := time.Now(), 0
 	for more := true; more; { // in steps, as all of them take ten seconds
@@ -354,12 +391,6 @@ func TestScenario51NoWatches(t *testing.T) {
 		more = n == some
 	}
 	t.Logf("%d watches used up in %v", used, time.Since(began).Round(time.Millisecond))
-	for _, w := range all {
-		for range 2 {
-			z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=12 serve", newTenant(t).Dir, w.s.exe)
-			w.k.saw(z.PID, "terminated")
-			w.k.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
-			z.WaitDead(0)
-		}
-	}
+	ends()
+	ends()
 }

@@ -78,7 +78,7 @@ func TestScenario40SpreadIsFreed(t *testing.T) {
 					box.Dir, s.exe, c.parents, c.how, c.each)
 				good := zoo.Start(t, "cgroup=%s exec=%s term=count fresh=60,age=200 serve", newTenant(t).Dir, s.exe)
 				parents := zoo.Children(z.PID)
-				k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+				k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
 				box.SetPidsMax(c.limit)
 				began := time.Now()
 				box.wantRoom(c.limit)
@@ -114,7 +114,7 @@ func TestScenario40NeighbourIsSpared(t *testing.T) {
 		}
 		guilty := zoo.Start(t, "cgroup=%s exec=%s chld=reap term=count fork=times=40 { leak=25 serve } serve", pod(1), s.exe)
 		neighbour := zoo.Start(t, "cgroup=%s exec=%s term=count leak=60 serve", pod(2), s.exe)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
 		node.SetPidsMax(1250)
 		began := time.Now()
 		zoo.Within(t, patience, "there is room on the node", func() bool {
@@ -149,7 +149,7 @@ func TestScenario41BurntItsKills(t *testing.T) {
 	s, c := newSite(t), newTenant(t)
 	node := zoo.Start(t, "in=pidns,proc chld=reap serve")
 	lowerPidMax(t, node, 420)
-	k := s.startInside(node, "--mode=proc", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
+	k := s.startInside(node, "--mode=proc", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=1")
 	after := newWaiting(t, inside(node, "sh", "-c", forkScript))
 	zoo.Within(t, patience, "nsenter has forked", func() bool { return len(zoo.Children(after.cmd.Process.Pid)) == 1 })
 	burntKills(t, s, k, c, node, func() bool { return node.Zombies() < 10 && len(zoo.Children(node.PID)) < 10 })
@@ -163,7 +163,7 @@ func TestScenario41MachineFull(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			s, c := newSite(t), newTenant(t)
 			node := zoo.Start(t, "chld=reap serve")
-			k := s.start("--mode="+mode, "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=6")
+			k := s.start("--mode="+mode, "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", "--kills-per-minute=1")
 			after := newWaiting(t, exec.Command("sh", "-c", forkScript))
 			hoardThreads()
 			lowerMachine(t, "pid_max", 1500)
@@ -231,22 +231,22 @@ func nsPIDs(t *testing.T, pid int) []string {
 func TestScenario42RestartsAndFills(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--per-workload-kills=1", s.socket())
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s", "--per-workload-kills=1", s.socket())
 		c := newTenant(t)
 		c.SetPidsMax(60)
 		z := zoo.Start(t, "cgroup=%s chld=reap serve", c.Dir)
-		restart := func() *zoo.Proc {
+		restart := func(name string) *zoo.Proc {
 			t.Helper()
-			z.Do("fork=pidns,proc { name=init exec=%s chld=count term=exit storm=0 serve }", s.exe)
-			return z.Named("init")
+			z.Do("fork=pidns,proc { name=%s exec=%s chld=count term=exit storm=0 serve }", name, s.exe)
+			return z.Named(name)
 		}
-		first := restart()
+		first := restart("first")
 		k.saw(first.PID, "terminated")
 		first.WaitDead(0)
 		kill := k.all(harmed(first.PID))[0].Time
 
 		// A minute, and it is said until when.
-		second := restart()
+		second := restart("second")
 		waiting := k.saw(second.PID, "spared backoff")
 		if pause := waiting.Until.Sub(kill); pause < 50*time.Second || pause > 70*time.Second {
 			t.Errorf("the first pause is %v: %s", pause, waiting.line)
@@ -254,7 +254,7 @@ func TestScenario42RestartsAndFills(t *testing.T) {
 		var doc document
 		s.wantAnswer("/v1/parents", &doc)
 		if p, _ := doc.of(second.PID); p.Until == nil || !p.Until.Round(time.Second).Equal(waiting.Until.Round(time.Second)) {
-			t.Errorf("the document: %+v", p)
+			t.Errorf("the document: until %v: %+v", p.Until, p)
 		}
 		asked := second.Count().CHLD
 		zoo.Within(t, patience, "it is asked to reap, once more", func() bool { return second.Count().CHLD > asked })
@@ -266,7 +266,7 @@ func TestScenario42RestartsAndFills(t *testing.T) {
 			t.Errorf("it was ended again after %v", pause)
 		}
 
-		third := restart()
+		third := restart("third")
 		waiting = k.saw(third.PID, "spared backoff")
 		if pause := waiting.Until.Sub(again); pause < 100*time.Second || pause > 140*time.Second {
 			t.Errorf("the second pause is %v: %s", pause, waiting.line)
@@ -353,13 +353,13 @@ func TestScenario44Relay(t *testing.T) {
 }
 
 // At a limit the zombies' own age counts, and passing them on twice a second does not
-// help.
+// help. (They are adopted, and could be reaped inside whoever has them: not here.)
 func TestScenario44RelayAtTheLimit(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85")
+		k := s.start(mode, "--threshold=50", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s", "--reap=off")
 		c := newTenant(t)
-		const depth, zombies, every = 24, 60, 500
+		const depth, zombies, every = 40, 60, 500
 		z := zoo.Start(t, "cgroup=%s exec=%s chld=reap term=count subreaper %s serve", c.Dir, s.exe,
 			relay(depth, zombies, func(i int) string { return fmt.Sprintf("ready sleep=%d exit", (i+1)*every) }))
 		began := time.Now()
@@ -395,12 +395,13 @@ func TestScenario45OneForEachSignal(t *testing.T) {
 	})
 }
 
-// One that makes a zombie for each that it reaps is not asked for ever.
+// One that makes a zombie for each that it reaps, so slowly that there are always
+// enough old ones, is not asked for ever.
 func TestScenario45Refills(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
 		k := s.start(mode)
-		z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=60 chld=reap,n=1,sent,refill=1 serve", newTenant(t).Dir, s.exe)
+		z := zoo.Start(t, "cgroup=%s exec=%s term=count leak=60 chld=reap,n=1,sent,refill=1,ms=60 serve", newTenant(t).Dir, s.exe)
 		sig := k.saw(z.PID, "signal SIGCHLD")
 		end := k.saw(z.PID, "terminated")
 		if took := end.Time.Sub(sig.Time); took > 45*time.Second {
@@ -511,18 +512,24 @@ func TestScenario55CrashLoop(t *testing.T) {
 func TestScenario55GraceGoesOn(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		const grace, saved = 10 * time.Second, 7 * time.Second // it saves every five
+		const grace = 12 * time.Second
 		flags := []string{mode, s.socket(), "--nudge=30s", "--sweep-interval=1s", "--grace=" + grace.String()}
 		k := s.start(flags...)
 		z := zoo.Start(t, "in=pidns,proc exec=%s leak=20 term=count serve", s.exe)
 		born := time.Now()
-		k.saw(z.PID, "suspect")
-		time.Sleep(time.Until(born.Add(saved)))
+		k.saw(z.PID, "suspect") // half of it is over
+		zoo.Within(t, patience, "it is in the state", func() bool {
+			text, _ := os.ReadFile(filepath.Join(s.dir, "kzr.state"))
+			return strings.Contains(string(text), fmt.Sprintf(`"pid":%d,`, z.PID))
+		})
 		k.murder()
 		k = s.start(flags...)
 		sig := k.saw(z.PID, "signal SIGCHLD")
-		if waited := sig.Time.Sub(born); waited < grace-500*time.Millisecond || waited > grace+2500*time.Millisecond {
+		if waited := sig.Time.Sub(born); waited < grace-100*time.Millisecond {
 			t.Errorf("signalled %v after its zombies died", waited)
+		}
+		if again := sig.Time.Sub(k.began); again > grace*3/4 {
+			t.Errorf("signalled %v after the start, as if nothing had been known", again)
 		}
 		k.stop()
 		// A state that is no good is not believed, and that is said.

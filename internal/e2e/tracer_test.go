@@ -55,9 +55,9 @@ type stop struct {
 // goOn lets it go on.
 func (s *stop) goOn() { close(s.release) }
 
-// text reads a string of kzr's, the 15 bytes of it that a pid can have.
+// text reads a string of kzr's, the first 63 bytes of it.
 func (c *call) text(address uint64) string {
-	b := make([]byte, 16)
+	b := make([]byte, 64)
 	n, _ := c.tr.mem.ReadAt(b, int64(address))
 	for i := range n {
 		if b[i] == 0 {

@@ -230,9 +230,11 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	out.Rule, out.RuleUnsure = out.Parent.Rule, a.Rule.Unsure
 	out.Threshold, out.Grace = a.Rule.Threshold, report.Seconds(a.Rule.Grace)
 	out.WChan = report.Sanitize(v.Proc.Wchan(id))
+	out.LeaderDead = proc.State != 'Z' && v.Proc.LeaderDead(id)
 	v.addPids(&out, proc)
 	v.addRelatives(ctx, &out, proc, zombies)
 	v.addOrigins(ctx, &out, proc, zombies)
+	v.addToll(ctx, &out, proc)
 	for i := range out.Sample {
 		z := &out.Sample[i]
 		z.Comm = report.Sanitize(v.Proc.Comm(task.ID{PID: z.PID, Start: z.StartTime}))

@@ -76,6 +76,11 @@ func (o *Observer) Find(ctx context.Context, pid int) (task.ID, error) {
 	return id, err
 }
 
+// Facts says who has a pid, and what the kernel tells of that process.
+func (o *Observer) Facts(ctx context.Context, pid int) (task.ID, task.Facts, error) {
+	return o.opts.Source.Facts(ctx, pid)
+}
+
 // Inspect says who has a pid, with what /proc tells besides.
 func (o *Observer) Inspect(ctx context.Context, pid int) (task.Process, error) {
 	id, facts, err := o.opts.Source.Facts(ctx, pid)

@@ -219,12 +219,12 @@ func (o *Observer) NearLimits() bool {
 	o.mu.Lock()
 	fraction := o.config.Pressure
 	paths := map[string]bool{}
-	for _, m := range o.members {
-		if len(m.chain) == 0 || m.zombies == 0 || len(paths) == maxPolled {
+	for p := range o.tracker.Parents() {
+		if p.Facts != nil && len(p.Facts.Pids) == 0 || len(paths) == maxPolled {
 			continue
 		}
-		if p := o.places.find(m.id, o.factsOf(m.id), o.last.At); p != nil {
-			paths[p.pids] = true
+		if pl := o.places.find(p.ID, p.Facts, o.last.At); pl != nil {
+			paths[pl.pids] = true
 		}
 	}
 	o.mu.Unlock()
@@ -238,7 +238,7 @@ func (o *Observer) NearLimits() bool {
 	return false
 }
 
-// maxPolled bounds how many cgroups are looked at each second, those of the most zombies.
+// maxPolled bounds how many cgroups are looked at each second.
 const maxPolled = 64
 
 func (o *Observer) factsOf(id task.ID) *task.Facts {
@@ -246,6 +246,21 @@ func (o *Observer) factsOf(id task.ID) *task.Facts {
 		return p.Facts
 	}
 	return nil
+}
+
+// HeldBy says how many of these zombies are held by whom, as of what was last seen.
+func (o *Observer) HeldBy(zombies []task.Zombie) map[task.ID]int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	held := map[task.ID]int{}
+	for p := range o.tracker.Parents() {
+		for _, z := range zombies {
+			if _, ok := slices.BinarySearchFunc(p.Zombies(), z, task.Zombie.Compare); ok {
+				held[p.ID]++
+			}
+		}
+	}
+	return held
 }
 
 // Workloads sums up the last sweep by workload, the largest first.

@@ -255,17 +255,7 @@ func (o *Observer) Holders(ctx context.Context, zombies []task.Zombie) (map[task
 	if _, err := o.sweep(ctx, func(last Sweep) bool { return last.Began <= asked }); err != nil {
 		return nil, err
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	held := map[task.ID]int{}
-	for p := range o.tracker.Parents() {
-		for _, z := range zombies {
-			if _, ok := slices.BinarySearchFunc(p.Zombies(), z, task.Zombie.Compare); ok {
-				held[p.ID]++
-			}
-		}
-	}
-	return held, nil
+	return o.HeldBy(zombies), nil
 }
 
 // Known is what the observer knows of parents and their zombies, for

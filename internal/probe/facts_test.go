@@ -270,7 +270,8 @@ func TestPidsLimits(t *testing.T) {
 		t.Errorf("cgroups %+v, that of the pids controller is %d", f.Cgroup, want[0].ID)
 	}
 	// A tenant may make as many as it likes: the tightest are told of.
-	deep := inner
+	deep := outer.New("deep")
+	deep.SetPidsMax(40)
 	for i := range 12 {
 		deep = deep.New(fmt.Sprintf("d%d", i))
 		deep.SetPidsMax(1000 + i)
@@ -445,6 +446,10 @@ func TestStance(t *testing.T) {
 	z.Signal(unix.SIGUSR1)
 	if got, err := p.Stance(ctx, identity(t, z.PID)); err != nil || got.Pending != 1<<(unix.SIGUSR1-1) {
 		t.Errorf("a deliverable signal: %+v, %v", got, err)
+	}
+	dead := zoo.Start(t, "fork { name=dead deadleader serve } serve").Named("dead")
+	if _, err := p.Stance(ctx, identity(t, dead.PID)); !errors.Is(err, ErrNoStance) {
+		t.Errorf("a dead main thread: %v", err)
 	}
 	gone := identity(t, z.PID)
 	gone.Start++

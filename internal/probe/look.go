@@ -15,9 +15,9 @@ import (
 	"kzr/internal/task"
 )
 
-// ErrNoLooks says that the kernel cannot run a program on demand, as before 5.10: a
-// look at one process is a look at all of them.
-var ErrNoLooks = errors.New("the kernel cannot look at a single process for eBPF (Linux 5.10)")
+// ErrNoLooks says that the kernel cannot run a program on demand: that needs Linux
+// 5.10. A look at one parent then is a look at all of them.
+var ErrNoLooks = errors.New("a single process cannot be looked at")
 
 // What came of one run, as in kzr.bpf.c.
 const (
@@ -51,21 +51,21 @@ type look struct {
 // with IterOnly.
 func (p *Probe) look() *look {
 	p.lookOnce.Do(func() {
-		if err := p.lookAt.open(&p.lookObjs); err != nil {
+		if err := p.lookAt.open(&p.lookObjs, p.types); err != nil {
 			p.lookAt.err = fmt.Errorf("%w: %w", ErrNoLooks, err)
 		}
 	})
 	return &p.lookAt
 }
 
-func (l *look) open(o *lookObjects) error {
+func (l *look) open(o *lookObjects, types *ebpf.CollectionOptions) error {
 	if o.Look == nil {
 		spec, err := loadKzr()
 		if err != nil {
 			return err
 		}
 		spec.Maps["stamps"].MaxEntries = 1
-		if err := spec.LoadAndAssign(o, nil); err != nil {
+		if err := spec.LoadAndAssign(o, types); err != nil {
 			return err
 		}
 	}

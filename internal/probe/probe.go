@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
@@ -84,6 +85,7 @@ type Probe struct {
 	stance  *stance
 	offsets task.Offsets
 
+	types    *ebpf.CollectionOptions // for what is loaded later
 	lookOnce sync.Once
 	lookObjs lookObjects
 	lookAt   look
@@ -123,18 +125,20 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
+	// The kernel's types take longer to read than a program to load.
+	p.types = &ebpf.CollectionOptions{Cache: btf.NewCache()}
 	var err error
 	if opts.IterOnly {
 		// What nobody fills need not be there.
 		spec.Maps["stamps"].MaxEntries = 1
-		err = spec.LoadAndAssign(&p.objs, nil)
+		err = spec.LoadAndAssign(&p.objs, p.types)
 	} else {
 		all := struct {
 			*objects
 			*exitObjects
 			*lookObjects
 		}{&p.objs, &p.exits, &p.lookObjs}
-		err = spec.LoadAndAssign(&all, nil)
+		err = spec.LoadAndAssign(&all, p.types)
 	}
 	if err != nil {
 		return nil, refusal(err, memlock)
@@ -174,7 +178,8 @@ func (p *Probe) attach(iterOnly bool) (err error) {
 		return nil
 	}
 	p.look()
-	p.stance = newStance()
+	p.stance = newStance(p.types)
+	p.types = nil
 	if p.ring, err = ringbuf.NewReader(p.exits.Hints); err != nil {
 		return fmt.Errorf("opening the ring buffer: %w", err)
 	}

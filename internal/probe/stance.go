@@ -16,9 +16,9 @@ import (
 	"kzr/internal/task"
 )
 
-// ErrNoStance says that the kernel or the processor does not let kzr see what a
-// process is in the middle of.
-var ErrNoStance = errors.New("what a process is doing cannot be seen for eBPF (needs Linux 5.15 on x86-64)")
+// ErrNoStance says that kzr cannot see what a process is in the middle of: that needs
+// Linux 5.15 on x86-64, and a main thread that lives.
+var ErrNoStance = errors.New("what the process is doing cannot be seen")
 
 // stance runs the iterator that looks at what a process is in the middle of.
 type stance struct {
@@ -28,7 +28,7 @@ type stance struct {
 	err  error
 }
 
-func newStance() *stance {
+func newStance(types *ebpf.CollectionOptions) *stance {
 	s := &stance{}
 	if runtime.GOARCH != "amd64" {
 		s.err = ErrNoStance
@@ -43,7 +43,7 @@ func newStance() *stance {
 		Prog *ebpf.Program  `ebpf:"take_stance"`
 		Of   *ebpf.Variable `ebpf:"stance_of"`
 	}
-	if err := spec.LoadAndAssign(&o, nil); err != nil {
+	if err := spec.LoadAndAssign(&o, types); err != nil {
 		s.err = fmt.Errorf("%w: %w", ErrNoStance, err)
 		return s
 	}
@@ -57,6 +57,7 @@ const (
 	stanceMayWait
 	stanceDispatch
 	stanceShadowStack
+	stanceDead
 )
 
 // Stance looks at what the main thread of a process is in the middle of. It fails with
@@ -95,6 +96,9 @@ func (p *Probe) Stance(ctx context.Context, id task.ID) (task.Stance, error) {
 			return task.Stance{}, fmt.Errorf("reading the iterator over one process: %w", err)
 		}
 		break
+	}
+	if k.Bits&stanceDead != 0 {
+		return task.Stance{}, fmt.Errorf("%w: its main thread is dead", ErrNoStance)
 	}
 	st := task.Stance{
 		InCall:       k.Bits&stanceInCall != 0,

@@ -248,6 +248,13 @@ func (s *Scanner) Wchan(id task.ID) string {
 	return ""
 }
 
+// LeaderDead says that the main thread of a process has ended, which makes ps show it as
+// a zombie. Facts tell of a thread that lives.
+func (s *Scanner) LeaderDead(id task.ID) bool {
+	st, err := parseStat([]byte(s.small(id, "stat") + "\n"))
+	return err == nil && st.state == 'Z'
+}
+
 // small reads a short file of a process that takes no reference to its memory.
 func (s *Scanner) small(id task.ID, name string) string {
 	ctx := context.Background() // it has its patience

@@ -205,6 +205,9 @@ func (l *ladder) look(ctx context.Context) (policy.Reason, *Outcome) {
 			return policy.IdentityChanged, nil
 		case err == nil:
 			l.seen = seen
+			if l.lethal == 0 {
+				l.sample = sample(seen.Old)
+			}
 			if seen.Pressure != policy.NoPressure {
 				l.locked(func() { l.hurry = true })
 			}
@@ -481,10 +484,17 @@ func (l *ladder) spared(e report.Event) *Outcome {
 
 // ended is for a parent that is dead.
 func (l *ladder) ended(ctx context.Context) *Outcome {
-	if l.lethal == 0 {
-		return l.spared(report.Event{Reason: string(policy.Recovered), Message: "it ended by itself"})
-	}
 	moved, err := l.moved(ctx)
+	if l.lethal == 0 && len(moved) == 0 {
+		return l.spared(report.Event{Reason: string(policy.Recovered), Message: "ended by itself"})
+	}
+	if l.lethal == 0 { // nothing has recovered: another parent has them now
+		for id := range moved {
+			l.emit(report.Event{Name: report.EventSuspect, Message: fmt.Sprintf("ended by itself; its zombies moved to pid %d, which has not reaped them", id.PID)})
+			break
+		}
+		return &Outcome{Result: Spared, Reason: policy.Recovered}
+	}
 	message := fmt.Sprintf("ended after %s", unix.SignalName(l.lethal))
 	switch {
 	case err != nil:

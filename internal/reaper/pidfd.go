@@ -51,17 +51,37 @@ func openPidfd(pid int) (*pidfd, error) {
 		dead:    make(chan struct{}),
 		watched: make(chan struct{}),
 	}
-	if p.conn, err = p.file.SyscallConn(); err == nil {
-		// The poller takes deadlines only for what it watches; without it a death
-		// would go unseen, so there is no going on.
-		err = p.file.SetDeadline(time.Time{})
-	}
-	if err != nil {
+	if p.conn, err = p.file.SyscallConn(); err != nil {
 		_ = p.file.Close()
 		return nil, fmt.Errorf("watching pidfd: %w", err)
 	}
-	go p.watch()
+	// The poller takes deadlines only for what it watches. Others of kzr's user can use
+	// up all the watches that the kernel allows (fs.epoll.max_user_watches): then the
+	// death is asked for now and then.
+	if p.file.SetDeadline(time.Time{}) == nil {
+		go p.watch()
+	} else {
+		go p.poll()
+	}
 	return p, nil
+}
+
+// pollEvery is the time between two questions whether a process is dead that the poller
+// does not watch.
+const pollEvery = 20 * time.Millisecond
+
+// poll is watch without the poller.
+func (p *pidfd) poll() {
+	defer close(p.watched)
+	for ; ; time.Sleep(pollEvery) {
+		switch dead, err := p.exited(); {
+		case err != nil: // closed
+			return
+		case dead:
+			close(p.dead)
+			return
+		}
+	}
 }
 
 // nobody says whether pidfd_open failed because no thread group has the number.

@@ -85,9 +85,10 @@ type Detail struct {
 	// TracerIsChild says that this tracer is a child of its own, as a process that
 	// wants to be left alone arranges it.
 	TracerIsChild bool   `json:"tracerIsChild"`
-	WChan         string `json:"wchan"`     // the kernel function that it sleeps in, "" if not known
-	Exiting       bool   `json:"exiting"`   // it is dying, and something holds its end up
-	Subreaper     bool   `json:"subreaper"` // it adopts the orphans below it
+	WChan         string `json:"wchan"`      // the kernel function that it sleeps in, "" if not known
+	LeaderDead    bool   `json:"leaderDead"` // its main thread has exited and others live on: ps shows it as Z
+	Exiting       bool   `json:"exiting"`    // it is dying, and something holds its end up
+	Subreaper     bool   `json:"subreaper"`  // it adopts the orphans below it
 	// WaitsFor is the one live child whose end it waits for in the kernel, null if
 	// there is none: it will reap the others after.
 	WaitsFor *Relative `json:"waitsFor"`

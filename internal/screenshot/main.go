@@ -117,7 +117,7 @@ func run(kzr, out string) (err error) {
 	if err := s.tmux("send-keys", "Enter"); err != nil {
 		return err
 	}
-	if err := s.await(func() bool { return strings.Contains(s.screen(), "Who it is") }); err != nil {
+	if err := s.await(func() bool { return strings.Contains(s.screen(), "What kzr does") }); err != nil {
 		return fmt.Errorf("opening the details: %w", err)
 	}
 	return s.shoot(filepath.Join(out, "top-details.svg"), "kzr top: details")

@@ -856,7 +856,7 @@ static void do_quiet(struct step *s)
 
 // ---- Signals ----------------------------------------------------------------------
 
-static long reap_at_most, refill;
+static long reap_at_most, refill, chld_delay_ms;
 static bool only_sent;
 static long term_delay_ms;
 
@@ -869,6 +869,7 @@ static void on_chld(int sig, siginfo_t *si, void *context)
 	if (only_sent && si->si_code != SI_USER)
 		return;
 	chlds++;
+	nap(chld_delay_ms * MSEC);
 	for (long i = 0; i < reap_at_most && waitpid(-1, NULL, WNOHANG) > 0; i++)
 		reaped++;
 	if (refill && chlds % refill == 0) {
@@ -907,8 +908,8 @@ static void block(int sig, bool on)
 
 // chld=default|ignore|nocldwait|block|count|reap[,n=N]: what SIGCHLD does. `reap`
 // reaps at most N per signal (all of them if not given); with `sent` only when a
-// process sent it, not when a child ended, and with refill=N every Nth signal makes
-// another zombie.
+// process sent it, not when a child ended, with ms=MS it takes its time for each
+// signal, and with refill=N every Nth makes another zombie.
 static void do_chld(struct step *s)
 {
 	struct sigaction handler = { .sa_sigaction = on_chld, .sa_flags = SA_SIGINFO | SA_RESTART };
@@ -916,6 +917,7 @@ static void do_chld(struct step *s)
 	reap_at_most = 0;
 	only_sent = opt(s, "sent");
 	refill = opt_number(s, "refill", 0);
+	chld_delay_ms = opt_number(s, "ms", 0);
 	if (is(s, "default"))
 		dispose(SIGCHLD, SIG_DFL, 0);
 	else if (is(s, "ignore"))
@@ -1595,7 +1597,7 @@ static const struct {
 	{ "flash", do_flash, PLAIN },         // =R[,kids=K]
 	{ "respawn", do_respawn, BLOCK },     // { … }
 	{ "quiet", do_quiet, PLAIN },         // ends what goes on in the background
-	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N][,sent][,refill=N]
+	{ "chld", do_chld, PLAIN },           // =default|ignore|nocldwait|block|count|reap[,n=N][,sent][,ms=MS][,refill=N]
 	{ "term", do_term, PLAIN },           // =default|ignore|block|count|exit[,ms=MS]
 	{ "name", do_name, PLAIN },           // =NAME
 	{ "comm", do_comm, PLAIN },           // =BYTES
