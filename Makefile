@@ -132,7 +132,7 @@ lint: $(lint) ## gofmt, golangci-lint, shellcheck
 	$(need) shellcheck
 	@unformatted=$$(gofmt -l bpf cmd internal); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(lint) run
-	shellcheck .ci/run deploy/*.sh deploy/*/*.sh deploy/package/{postinst,prerm,postrm} bpf/headers/update.sh
+	shellcheck .ci/run deploy/*.sh deploy/*/*.sh deploy/kubernetes/image/*.sh test/kubernetes/*.sh deploy/package/{postinst,prerm,postrm} bpf/headers/update.sh
 
 .PHONY: bench
 bench: ## kzr's costs as ratios, side by side in one run; one of them: BENCH=Name
@@ -174,6 +174,42 @@ mv .cache/bin/$(notdir $(1)) $@
 endef
 $(lint):
 	$(call tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION))
+
+IMAGE ?= localhost/kzr
+image = VERSION='$(VERSION)' COMMIT='$(COMMIT)' LDFLAGS="$(ldflags)" IMAGE='$(IMAGE)'
+
+.PHONY: image
+image: ## dist/kzr-VERSION.oci.tar for ARCHS, without a container engine; IMAGE=registry/kzr
+	$(image) deploy/kubernetes/image/build.sh '$(ARCHS)'
+
+.PHONY: image-check
+image-check: image ## that it can be made again, and that the Containerfile makes the same
+	$(need) skopeo podman readelf python3
+	$(image) ARCHS='$(ARCHS)' deploy/kubernetes/image/check.sh
+
+# Its binary takes ten minutes to build, once; it is kept outside the clone, by what it
+# is made from. Not on a machine that is a Kubernetes node.
+.PHONY: test-kubernetes
+test-kubernetes: ## a real Kubernetes: the shipped manifests and chart, Events, RBAC, Pod Security
+	$(need) root containerd runc containernetworking-plugins busybox-static ip openssl python3-yaml
+	cd test/kubernetes && GOFLAGS=-mod=mod CGO_ENABLED=0 go test -count=1 -timeout 40m $(TESTFLAGS) .
+	CGO_ENABLED=0 go test -count=1 -tags kubernetes -run '^TestAPIServer$$' $(TESTFLAGS) ./internal/kubeevents
+
+# kzr only looks meanwhile, at a process of its own that leaks.
+.PHONY: alerts-check
+alerts-check: build ## alerts played through, and every expression asked of a Prometheus that scraped kzr
+	$(need) root promtool python3-yaml jq
+	promtool check rules deploy/prometheus/kzr.rules.yml
+	promtool test rules deploy/prometheus/kzr.rules_test.yml
+	deploy/grafana/check.py bin/kzr 60
+	deploy/node-problem-detector/check.sh bin/kzr
+	deploy/onaction/check.sh bin/kzr
+
+.PHONY: ansible-check
+ansible-check: build ## the Ansible role, run on this machine
+	$(need) root ansible-playbook
+	deploy/ansible/check.sh bin/kzr
+
 $(nfpm):
 	$(call tool,github.com/goreleaser/nfpm/v2/cmd/nfpm,$(NFPM_VERSION))
 $(cyclonedx):

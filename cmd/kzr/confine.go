@@ -14,8 +14,9 @@ import (
 // made once.
 func (n *node) confine(c config.Config, log *slog.Logger) {
 	o := confine.Options{
-		Network: c.Metrics != "",
-		Openat2: true, // procscan tells by it whether an executable's name ends in " (deleted)"
+		Network:  c.Metrics != "" || c.Kubernetes.Events,
+		Commands: len(c.OnAction) > 0,
+		Openat2:  true, // procscan tells by it whether an executable's name ends in " (deleted)"
 	}
 	if n.probe != nil {
 		works := n.probeUses()

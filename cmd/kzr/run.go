@@ -84,6 +84,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	defer stop()
 	s := &service{node: n, log: log, lines: lines, config: c, since: time.Now()}
 	s.metrics = report.NewMetrics(s.Status)
+	tell := s.tellOthers(c)
 	o, err := n.options(c)
 	if err != nil {
 		return err
@@ -132,6 +133,9 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	})
 	work.Go(func() { s.stopWhenReplaced(ctx, stop, api) })
 	work.Go(func() { resolver.Run(ctx) })
+	for _, run := range tell {
+		work.Go(func() { run(ctx) })
+	}
 	work.Go(func() { s.reloadOnHangup(ctx, flags) })
 	if helper != nil {
 		work.Go(func() { s.watchHelper(ctx, helper) })
@@ -255,6 +259,7 @@ type service struct {
 	names   *container.Resolver
 	since   time.Time
 	refused atomic.Pointer[string] // why the last reload changed nothing
+	others  others
 	// noInside says why nothing is reaped inside parents though the configuration asks
 	// for it.
 	noInside atomic.Pointer[string]
@@ -271,6 +276,7 @@ func (s *service) heard(err error) {
 func (s *service) report(e report.Event) {
 	s.metrics.Observe(e)
 	s.hub.Publish(e)
+	s.others.report(e)
 	if e.Name != report.EventZombie {
 		e.Log(context.Background(), s.log)
 	}
@@ -290,6 +296,7 @@ func (s *service) Status() report.Status {
 		st.Problems = append(st.Problems, err.Error())
 	}
 	st.Problems = append(st.Problems, s.names.Problems()...)
+	st.Problems = append(st.Problems, s.others.problems...)
 	if why := s.noInside.Load(); why != nil {
 		st.Problems = append(st.Problems, "nothing is reaped inside parents: "+*why)
 	}
@@ -330,17 +337,23 @@ func (s *service) restore(o *daemon.Options, c config.Config) error {
 	return nil
 }
 
-// reloadOnHangup reads the configuration again at each SIGHUP. A bad one changes
-// nothing.
+// reloadOnHangup reads the configuration again at each SIGHUP, and when the ConfigMap
+// that it comes from has changed. A bad one changes nothing.
 func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
+	volume := time.NewTicker(10 * time.Second)
+	defer volume.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hangups:
+		case <-volume.C:
+			if !flags.Changed() {
+				continue
+			}
 		}
 		s.heard(s.manager.reloading())
 		e := report.Event{Time: time.Now(), Name: report.EventReloaded, Message: "the new configuration is in force"}
@@ -377,6 +390,8 @@ func needRestart(old, c config.Config) (keys []string) {
 		{"socket", c.Socket != old.Socket},
 		{"metrics", c.Metrics != old.Metrics},
 		{"cri", !slices.Equal(c.CRI, old.CRI)},
+		{"kubernetes.events", c.Kubernetes != old.Kubernetes},
+		{"onAction", !slices.Equal(c.OnAction, old.OnAction)},
 		{"logFormat", c.LogFormat != old.LogFormat},
 		{"reap", wantsInside(c) && !wantsInside(old)},
 	} {

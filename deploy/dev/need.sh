@@ -19,6 +19,10 @@ packages() {
 	qemu-system-aarch64) echo qemu-system-arm ;;
 	qemu-aarch64-static) echo qemu-user-static ;;
 	aarch64-linux-gnu-gcc) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
+	readelf) echo binutils ;;
+	ip) echo iproute2 ;;
+	promtool) echo prometheus ;;
+	ansible-playbook) echo ansible-core ;;
 	*) echo "$1" ;;
 	esac
 }
@@ -28,6 +32,9 @@ there() {
 	root) [ "$(id -u)" = 0 ] || { echo >&2 "this needs root" && exit 1; } ;;
 	ca-certificates) [ -e /etc/ssl/certs/ca-certificates.crt ] ;;
 	debian-archive-keyring) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
+	containernetworking-plugins) [ -e /usr/lib/cni/bridge ] ;;
+	busybox-static) [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 ;; # busybox is not
+	python3-yaml) python3 -c 'import yaml' 2>/dev/null ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }

@@ -22,8 +22,12 @@ type Config struct {
 	Protect       []string      `yaml:"protect"` // absolute paths or globs of executables
 	// CRI are the unix sockets of the container runtimes to ask for names, as paths.
 	// nil is the usual places; an empty list, written "", is none.
-	CRI       []string `yaml:"cri"`
-	Rules     []Rule   `yaml:"rules"`
+	CRI        []string   `yaml:"cri"`
+	Rules      []Rule     `yaml:"rules"`
+	Kubernetes Kubernetes `yaml:"kubernetes"`
+	// OnAction is a command, its absolute path first, that is run for each outcome; nil
+	// or empty is none.
+	OnAction  []string `yaml:"onAction"`
 	Socket    string   `yaml:"socket"`  // "" disables
 	Metrics   string   `yaml:"metrics"` // host:port, "" disables
 	LogFormat string   `yaml:"logFormat"`
@@ -69,6 +73,11 @@ type Limits struct {
 type PerWorkload struct {
 	Kills  int           `yaml:"kills"`
 	Window time.Duration `yaml:"window"`
+}
+
+// Kubernetes says what kzr tells the cluster that it is a part of.
+type Kubernetes struct {
+	Events bool `yaml:"events"` // outcomes on the Pod
 }
 
 // Action is what a rule wants done.

@@ -39,7 +39,7 @@ func TestShippedFileShowsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(raw)
-	for _, line := range []string{"protect: []\n", "rules: []\n"} {
+	for _, line := range []string{"protect: []\n", "rules: []\n", "onAction: []\n"} {
 		if strings.Count(text, "\n"+line) != 1 {
 			t.Fatalf("no line %q", line)
 		}
@@ -127,13 +127,16 @@ func TestLoad(t *testing.T) {
 					Limits: Limits{1, PerWorkload{9, 24 * time.Hour}}}
 			},
 		},
-		"protect":      {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
-		"cri":          {"cri: [/run/a.sock, /run/b.sock]\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
-		"cri, one":     {"cri: unix:///run/a.sock\n", func(c *Config) { c.CRI = []string{"/run/a.sock"} }},
-		"cri, URLs":    {"cri: [unix:///run/a.sock, 'unix:/run/b.sock']\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
-		"cri, nobody":  {"cri: \"\"\n", func(c *Config) { c.CRI = []string{} }},
-		"cri, empty":   {"cri: []\n", func(c *Config) { c.CRI = nil }},
-		"protect, one": {"protect: /opt/a\n", func(c *Config) { c.Protect = []string{"/opt/a"} }},
+		"protect":       {"protect: [/opt/a, '/opt/*/b']\n", func(c *Config) { c.Protect = []string{"/opt/a", "/opt/*/b"} }},
+		"cri":           {"cri: [/run/a.sock, /run/b.sock]\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
+		"cri, one":      {"cri: unix:///run/a.sock\n", func(c *Config) { c.CRI = []string{"/run/a.sock"} }},
+		"cri, URLs":     {"cri: [unix:///run/a.sock, 'unix:/run/b.sock']\n", func(c *Config) { c.CRI = []string{"/run/a.sock", "/run/b.sock"} }},
+		"cri, nobody":   {"cri: \"\"\n", func(c *Config) { c.CRI = []string{} }},
+		"cri, empty":    {"cri: []\n", func(c *Config) { c.CRI = nil }},
+		"events":        {"kubernetes: {events: true}\n", func(c *Config) { c.Kubernetes.Events = true }},
+		"onAction":      {"onAction: [/bin/mail, '', -s, 5x]\n", func(c *Config) { c.OnAction = []string{"/bin/mail", "", "-s", "5x"} }},
+		"onAction, one": {"onAction: /bin/mail\n", func(c *Config) { c.OnAction = []string{"/bin/mail"} }},
+		"protect, one":  {"protect: /opt/a\n", func(c *Config) { c.Protect = []string{"/opt/a"} }},
 		"reap": {"reap: off\nrules: [{name: a, reap: all, termTimeout: 0}, {name: b, reap: off, termTimeout: 5s}]\n", func(c *Config) {
 			var zero, five = time.Duration(0), 5 * time.Second
 			c.Reap, c.Rules = ReapOff, []Rule{{Name: "a", Reap: ReapAll, TermTimeout: &zero}, {Name: "b", Reap: ReapOff, TermTimeout: &five}}
@@ -183,7 +186,7 @@ func TestLoadErrors(t *testing.T) {
 		"limits: {x: 5}\n":            ":1: limits.x: unknown key; use killsPerMinute or perWorkload",
 		"limits:\n  \"a\\n\": 5\n":    `:2: limits."a\n": unknown key; use killsPerMinute or perWorkload`,
 		"rule: []\n":                  ":1: rule: unknown key; did you mean rules?",
-		"<<: {mode: proc}\n":          ":1: <<: unknown key; use cri, dryRun, grace, limits, logFormat, logLevel, metrics, mode, nudge, pressure, protect, reap, rules, scope, socket, sweepInterval, termTimeout or threshold",
+		"<<: {mode: proc}\n":          ":1: <<: unknown key; use cri, dryRun, grace, kubernetes, limits, logFormat, logLevel, metrics, mode, nudge, onAction, pressure, protect, reap, rules, scope, socket, sweepInterval, termTimeout or threshold",
 		"? [a]\n: 1\n":                ":1: a list cannot be a key",
 		"mode: auto\n\nmode: proc":    ":3: mode: duplicate key, first set on line 1",
 		"limits: {}\nlimits: {}\n":    ":2: limits: duplicate key, first set on line 1",
@@ -221,6 +224,11 @@ func TestLoadErrors(t *testing.T) {
 		"limits: {perWorkload: {kills: 0}}":           ":1: limits.perWorkload.kills: 0 is out of range: expected a whole number of at least 1",
 		"limits: {perWorkload: {window: 1}}":          `:1: limits.perWorkload.window: invalid duration "1": missing unit; expected a duration such as 30s or 1m`,
 		"protect: {a: b}\n":                           ":1: protect: invalid type: expected a list of absolute paths or globs of executables, found a mapping",
+		"onAction: [mail, x]\n":                       `:1: onAction: invalid path "mail": expected an absolute path`,
+		"onAction: [/bin/mail, {a: b}]\n":             ":1: onAction: invalid type: expected a command's absolute path and its arguments, found a mapping",
+		"onAction: [/bin/mail, \"a\\0\"]\n":           `:1: onAction: invalid argument "a\x00": it contains a NUL`,
+		"kubernetes: {events: maybe}\n":               `:1: kubernetes.events: invalid value "maybe": expected true or false`,
+		"kubernetes: {event: true}\n":                 ":1: kubernetes.event: unknown key; did you mean kubernetes.events?",
 		"protect: opt/x\n":                            `:1: protect: invalid path "opt/x": expected an absolute path`,
 		"reap: all\n":                                 `:1: reap: "all" is only allowed in a rule: expected off or adopted`,
 		"reap: false\n":                               `:1: reap: unknown value "false": expected off or adopted`,
@@ -378,7 +386,7 @@ func TestFlags(t *testing.T) {
 		"--config", path, "--threshold=5", "--threshold=7", "--protect", "/x,y", "--protect=/z/*", "--dry-run=false",
 		"--mode=proc", "--scope=all", "--nudge=0", "--reap=off", "--term-timeout=3s", "--sweep-interval=4s", "--pressure=0.5",
 		"--kills-per-minute=8", "--per-workload-kills=9", "--per-workload-window=10m", "--socket=", "--metrics=:9",
-		"--log-format=json", "--log-level=error",
+		"--log-format=json", "--log-level=error", "--kubernetes-events", "--on-action=/bin/mail", "--on-action=a,b",
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -387,6 +395,7 @@ func TestFlags(t *testing.T) {
 		SweepInterval: 4 * time.Second, Pressure: 0.5, Protect: []string{"/x,y", "/z/*"}, Rules: []Rule{{Name: "a"}},
 		Limits:  Limits{8, PerWorkload{9, 10 * time.Minute}},
 		Metrics: ":9", LogFormat: "json", LogLevel: "error",
+		Kubernetes: Kubernetes{Events: true}, OnAction: []string{"/bin/mail", "a,b"},
 	}
 	for range 2 { // a reload does it all again
 		got, err := f.Load()
@@ -600,5 +609,60 @@ func TestLoadUnreadable(t *testing.T) {
 	}
 	if loadErr == nil || loadErr.Error() != path+": cannot be read: permission denied" {
 		t.Errorf("Load = %v", loadErr)
+	}
+}
+
+// TestVolumeChanges plays the kubelet, which writes all files of a ConfigMap anew and
+// then changes one link.
+func TestVolumeChanges(t *testing.T) {
+	dir := t.TempDir()
+	dropins := filepath.Join(dir, "kzr.yaml.d")
+	put := func(name, content string) {
+		if err := os.MkdirAll(filepath.Join(dropins, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dropins, name, "10.yaml"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(name, filepath.Join(dropins, "..data_tmp")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dropins, "..data_tmp"), filepath.Join(dropins, "..data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("..one", "threshold: 10\n")
+	if err := os.Symlink("..data/10.yaml", filepath.Join(dropins, "10.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := Register(set)
+	f.path = filepath.Join(dir, "kzr.yaml")
+	for i, want := range []int{10, 20} {
+		if i > 0 {
+			put("..two", "threshold: 20\n")
+			if !f.Changed() {
+				t.Error("a change is not noticed")
+			}
+		}
+		if c, err := f.Load(); err != nil || c.Threshold != want {
+			t.Errorf("threshold %d, want %d: %v", c.Threshold, want, err)
+		}
+		if f.Changed() {
+			t.Error("changed since it was read")
+		}
+	}
+	// A file that somebody edits by hand is not a volume.
+	set = pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f = Register(set)
+	f.path = write(t, "threshold: 10\n")
+	if _, err := f.Load(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.path, []byte("thr"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f.Changed() {
+		t.Error("a file that is being written counts as changed")
 	}
 }

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,6 +15,7 @@ type Flags struct {
 	path  string
 	files []string // that Load has read
 	found bool     // path was among them once
+	state string   // of the volume that they were in, see Changed
 	over  []*override
 }
 
@@ -67,6 +70,7 @@ func (f *Flags) Load() (Config, error) {
 	if f.path == "" {
 		return Config{}, &Error{Key: "--config", Problem: "the path is empty"}
 	}
+	f.state = f.volume()
 	c, files, err := Load(f.path, f.set.Changed("config") || f.found)
 	if err != nil {
 		return Config{}, err
@@ -93,6 +97,22 @@ func (f *Flags) Load() (Config, error) {
 // a parent.
 func (f *Flags) Overridden() bool {
 	return slices.ContainsFunc(f.over, func(o *override) bool { return o.texts != nil && o.setting.key != "socket" })
+}
+
+// Changed says that the files lie in a Kubernetes volume whose content is another one
+// since Load. The kubelet swaps all its files at once, by a link, so that none is half
+// written. Elsewhere only who edits the files knows when they are complete.
+func (f *Flags) Changed() bool { return f.volume() != f.state }
+
+// volume tells one content of a Kubernetes volume from the next; "" is no volume.
+func (f *Flags) volume() string {
+	var all strings.Builder
+	for _, dir := range []string{filepath.Dir(f.path), f.path + ".d"} {
+		if link, err := os.Readlink(filepath.Join(dir, "..data")); err == nil {
+			all.WriteString(link + "\n")
+		}
+	}
+	return all.String()
 }
 
 // Choices maps the name of each flag that takes one of a few words to those

@@ -66,6 +66,13 @@ var settings = []setting[Config]{
 		func(c *Config) value {
 			return &list{p: &c.CRI, typ: "path", use: "paths of sockets", clean: socketPath, valid: checkRuntime, none: true}
 		}},
+	{"kubernetes.events", "kubernetes-events", GroupWatch, "report outcomes as Events on the pod; only in a pod that may create them",
+		func(c *Config) value { return toggle(&c.Kubernetes.Events) }},
+	{"onAction", "on-action", GroupWatch, `command to run for each outcome, and its arguments (repeatable)`,
+		func(c *Config) value {
+			return &list{p: &c.OnAction, typ: "argument", use: "a command's absolute path and its arguments",
+				first: checkPath, valid: checkArgument, none: true}
+		}},
 	{"socket", "socket", GroupWatch, `unix socket of the API, "" for none`,
 		func(c *Config) value { return text(&c.Socket, "path", `an absolute path, or "" for none`, checkSocket) }},
 	{"metrics", "metrics", GroupWatch, "address to serve Prometheus metrics on",

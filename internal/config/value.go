@@ -264,6 +264,7 @@ type list struct {
 	use   string              // one of them
 	clean func(string) string // nil takes a text as it is
 	valid func(string) error
+	first func(string) error // valid for the first of them; nil is valid
 	// none says that an empty list is not the same as no list. A single empty text
 	// asks for it.
 	none bool
@@ -278,11 +279,18 @@ func (l *list) Set(text string) error {
 	if l.clean != nil {
 		text = l.clean(text)
 	}
-	if err := l.valid(text); err != nil {
+	if err := l.validAt(len(*l.p), text); err != nil {
 		return err
 	}
 	*l.p = append(*l.p, text)
 	return nil
+}
+
+func (l *list) validAt(i int, text string) error {
+	if i == 0 && l.first != nil {
+		return l.first(text)
+	}
+	return l.valid(text)
 }
 
 func (l *list) String() string { return strings.Join(*l.p, ", ") }
@@ -292,10 +300,18 @@ func (l *list) want() string   { return l.use }
 func (l *list) tags() []string { return []string{"!!str"} }
 
 func (l *list) check() error {
-	for _, s := range *l.p {
-		if err := l.valid(s); err != nil {
+	for i, s := range *l.p {
+		if err := l.validAt(i, s); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkArgument is for a command's, which may be empty.
+func checkArgument(s string) error {
+	if strings.ContainsRune(s, 0) {
+		return fmt.Errorf("invalid argument %s: it contains a NUL", quote(s))
 	}
 	return nil
 }

@@ -35,6 +35,10 @@ import (
 type Options struct {
 	// Network leaves sockets of IPv4 and IPv6, for metrics.
 	Network bool
+	// Commands leaves the filter out, which whoever the daemon starts would inherit: an
+	// operator's command could not even map its libraries. Capabilities are dropped all
+	// the same.
+	Commands bool
 	// Openat2 leaves openat2. Its flags cannot be looked at: with it, existing files
 	// can be opened for writing.
 	Openat2 bool
@@ -49,6 +53,9 @@ type Options struct {
 // Daemon confines this process for good. Where only a part can be done, that is
 // done, and the error says what could not.
 func Daemon(o Options) error {
+	if o.Commands {
+		return dropCapabilities(o.WithoutLoading)
+	}
 	return errors.Join(dropCapabilities(o.WithoutLoading), filterAll(o))
 }
 

@@ -26,6 +26,8 @@ type Metrics struct {
 	signals  *prometheus.CounterVec
 	reaped   *prometheus.CounterVec
 	spared   *prometheus.CounterVec
+	notices  *prometheus.CounterVec
+	override prometheus.Counter
 	sweep    prometheus.Histogram
 	delay    prometheus.Histogram
 }
@@ -47,6 +49,12 @@ func NewMetrics(status func() Status) *Metrics {
 		reaped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kzr_reaped_total", Help: "Parents whose zombies were reaped without ending them, by who reaped.",
 		}, []string{"by"}),
+		override: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kzr_limits_overridden_total", Help: "Signals that the limits on kills forbade and that the node's pid limit asked for.",
+		}),
+		notices: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kzr_notices_total", Help: "Outcomes handed on as Kubernetes Events or to the onAction command, by result.",
+		}, []string{"to", "result"}),
 		sweep: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kzr_sweep_duration_seconds", Help: "Time for one sweep of the task list.",
 			Buckets: []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10},
@@ -70,7 +78,7 @@ func NewMetrics(status func() Status) *Metrics {
 	for _, by := range []string{ByParent, ByKzr} {
 		m.reaped.WithLabelValues(by)
 	}
-	m.registry.MustRegister(m.events, m.signals, m.spared, m.reaped, m.sweep, m.delay, &statusCollector{status},
+	m.registry.MustRegister(m.events, m.signals, m.spared, m.reaped, m.notices, m.override, m.sweep, m.delay, &statusCollector{status},
 		// kzr's own memory and descriptors. The Go collector is left out: for what
 		// it costs in series it tells little of a daemon of this size.
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "kzr"}))
@@ -98,10 +106,24 @@ func (m *Metrics) Observe(e Event) {
 	switch e.Name {
 	case EventSignal:
 		m.signals.WithLabelValues(e.Signal, fmt.Sprint(e.DryRun)).Inc()
+		if e.LimitsOverridden && !e.DryRun {
+			m.override.Inc()
+		}
 	case EventReaped:
 		m.reaped.WithLabelValues(cmp.Or(e.By, ByParent)).Inc()
 	case EventSpared:
 		m.spared.WithLabelValues(e.Reason).Inc()
+	}
+}
+
+// ObserveNotice counts what became of an outcome that was handed on: to is kubernetes
+// or command.
+func (m *Metrics) ObserveNotice(to, result string) { m.notices.WithLabelValues(to, result).Inc() }
+
+// ExpectNotices makes the series of a receiver that is configured, at 0.
+func (m *Metrics) ExpectNotices(to string, results []string) {
+	for _, r := range results {
+		m.notices.WithLabelValues(to, r)
 	}
 }
 
