@@ -11,8 +11,9 @@
 // CAP_SYS_PTRACE, where the links in /proc/PID lead, what is mapped in a process and
 // its command line; to connect to the sockets that its user may connect to, as those
 // of the container runtimes; to make files, and to remove and rename, where its user
-// may. Memory of other processes, in /proc/PID/mem, is not written: the filter opens
-// files for writing only if they are new. To read it takes the process's own user
+// may. The filter opens files for writing only if they are new, but for openat2, whose
+// flags it cannot see and which the daemon uses: so a daemon that runs as root can still
+// write /proc/PID/mem of root's processes; one that runs as the systemd unit cannot. To read it takes the process's own user
 // besides CAP_SYS_PTRACE; that is nobody for the user of the systemd unit, and every
 // process of root for a daemon that runs as root.
 package confine
