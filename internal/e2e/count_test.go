@@ -174,7 +174,7 @@ func TestZombiesOlderThanKzr(t *testing.T) {
 func TestSubreaperAdopts(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode, "--scope=all")
+		k := s.start(mode, "--scope=all", "--reap=off") // else they would be reaped inside it
 		z := zoo.Start(t, "fork { exec=%s name=sub subreaper fork { leak=12 exit } serve } serve", s.exe)
 		sub := z.Named("sub")
 		zoo.Within(t, patience, "13 zombies", func() bool { return sub.Zombies() == 13 })
