@@ -274,8 +274,14 @@ func (s *Scanner) status(ctx context.Context, p *process, id task.ID) (status, e
 		err := p.withBody(func(b body) error {
 			text, err := readAll(b.dir, "status", textSize)
 			st = parseStatus(text)
+			if err == nil && b.dir != p.dir && st.ppid != 0 {
+				return errAnswered
+			}
 			return err
 		})
+		if errors.Is(err, errAnswered) {
+			err = nil
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		now := task.Now()
@@ -301,6 +307,11 @@ func (s *Scanner) status(ctx context.Context, p *process, id task.ID) (status, e
 	}
 	return got, err
 }
+
+// errAnswered ends a search for a thread that stays. Where each lives for a millisecond
+// and its status takes twenty, none does; but what was read has a parent, so it was
+// read while the thread had not been released, and its tracer with it.
+var errAnswered = errors.New("the thread has answered")
 
 // errStillReading says that an earlier read is under way, or was a moment ago.
 var errStillReading = fmt.Errorf("%w: its status file is slow", readers.ErrBusy)

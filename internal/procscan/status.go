@@ -12,6 +12,7 @@ const statusMax = 1 << 20
 // status is what kzr needs of /proc/PID/status (man 5 proc_pid_status). Lines
 // that are missing leave zero values.
 type status struct {
+	ppid   int // 0 also if it was released meanwhile
 	tracer int // thread id of the tracer
 	uid    uint32
 	nspid  []int // from the namespace of the mount inwards
@@ -31,6 +32,8 @@ func parseStatus(b []byte) status {
 			continue
 		}
 		switch string(key) {
+		case "PPid":
+			s.ppid = firstInt(value)
 		case "TracerPid":
 			s.tracer = firstInt(value)
 		case "Uid":
