@@ -63,6 +63,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	// A log reader that is gone must not take kzr along. And where kzr is the
 	// first process of a container, the kernel reaps what falls to it.
 	signal.Ignore(unix.SIGPIPE, unix.SIGCHLD)
+	reapEarly()
 	if err := reaper.Rehearse(); err != nil {
 		return err
 	}
@@ -178,6 +179,17 @@ func (s *service) stopWhenReplaced(ctx context.Context, stop func(), api net.Lis
 // memoryLimit keeps the collector ahead of half a million zombies, for which
 // kzr may take 64 MiB; the rest is for the program itself and its stacks.
 const memoryLimit = 40 << 20
+
+// reapEarly reaps what fell to kzr before it ignored SIGCHLD: where it is the first
+// process of a container, what the helper tried itself on.
+func reapEarly() {
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil)
+		if pid <= 0 || err != nil {
+			return
+		}
+	}
+}
 
 // startHelper starts the process that reaps inside others, if the configuration asks for
 // it; else, or if it cannot work here, there is none, and why.
