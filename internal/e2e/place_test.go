@@ -54,7 +54,7 @@ func TestScenario25InsidePidNamespace(t *testing.T) {
 	kid.WaitDead(0)
 	k.saw(1, "spared protected")
 	time.Sleep(2 * time.Second)
-	k.wantStory(1, "spared protected")
+	k.wantStory(1, "spared protected", "spared protected") // the kid's zombies have come to it: they have doubled
 	if c := z.Count(); c.TERM != 0 {
 		t.Errorf("signals came to pid 1: %+v", c)
 	}

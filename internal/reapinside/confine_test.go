@@ -100,8 +100,7 @@ func TestHelperEnds(t *testing.T) {
 		t.Error("it is still there")
 	}
 	_, err := s.reap(h, []task.Zombie{task.NewZombie(s.id.PID, s.id.Start, 0, 0)}, nil)
-	e := &Error{}
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); !ok || e.Refusal != HelperGone {
 		t.Errorf("without a helper: %v", err)
 	}
 

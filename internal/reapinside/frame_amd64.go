@@ -191,7 +191,7 @@ func (w *worker) layWayBack(t *tracee, at *ways, back *registers) (sp uint64, re
 	case err == nil:
 	case errors.Is(err, unix.ESRCH):
 		return 0, Vanished
-	default:
+	default: // a processor without XSAVE
 		return 0, NoWayBack
 	}
 	le := binary.LittleEndian
