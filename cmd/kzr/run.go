@@ -129,7 +129,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	work.Go(func() {
 		server := &report.Server{View: s, Hub: &s.hub, Metrics: s.metrics, Log: s.log}
 		if err := server.Run(serving, api, metrics); err != nil {
-			s.log.Error("the socket is closed; kzr goes on without", "error", err)
+			s.log.Error("serving the socket failed; continuing without it", "error", err)
 		}
 	})
 	work.Go(func() { s.stopWhenReplaced(ctx, stop, api) })
@@ -151,7 +151,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	s.report(started)
 	s.Run(ctx)
 	s.heard(s.manager.stopping())
-	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "kzr stops; no signal is sent any more"})
+	s.report(report.Event{Time: time.Now(), Name: report.EventStopping, Message: "stopping; no further signals"})
 	return nil
 }
 
@@ -280,7 +280,7 @@ type service struct {
 // heard takes note of a manager that cannot be told something.
 func (s *service) heard(err error) {
 	if err != nil {
-		s.log.Warn("systemd cannot be notified", "error", err)
+		s.log.Warn("cannot notify systemd", "error", err)
 	}
 }
 
@@ -368,7 +368,7 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 			}
 		}
 		s.heard(s.manager.reloading())
-		e := report.Event{Time: time.Now(), Name: report.EventReloaded, Message: "the new configuration is in force"}
+		e := report.Event{Time: time.Now(), Name: report.EventReloaded, Message: "configuration reloaded"}
 		c, err := flags.Load()
 		if err == nil {
 			err = s.Reload(ctx, c)
@@ -418,7 +418,7 @@ func needRestart(old, c config.Config) (keys []string) {
 func (n *node) started(c config.Config) report.Event {
 	v, _ := buildVersion()
 	e := report.Event{
-		Time: time.Now(), Name: report.EventStarted, Message: "kzr watches this node",
+		Time: time.Now(), Name: report.EventStarted, Message: "watching this node",
 		Attrs: []any{
 			"version", v, "source", string(n.source()), "scope", string(c.Scope),
 			"threshold", c.Threshold, "grace", c.Grace, "dry_run", c.DryRun,

@@ -162,7 +162,7 @@ func TestTopOnARealTerminal(t *testing.T) {
 			x.keys("G")
 			x.shows("<defunct>", "and 40 more zombies")
 			x.keys("g")
-			x.shows("What kzr does")
+			x.shows(fmt.Sprintf("Process %d (leaky)", z.PID))
 			x.keys("Escape")
 			x.shows("VERDICT")
 			x.keys("?")

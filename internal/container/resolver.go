@@ -243,7 +243,7 @@ func (r *Resolver) ask(ctx context.Context, m Match) (news bool) {
 		// Who made it so must not gain by it: it has no names, and no rule waits for
 		// them.
 		if news = !c.known; news {
-			r.log.Warn("a container's names cannot be used; rules that ask for one do not match it", "container", m.ID)
+			r.log.Warn("unusable container names; rules that match by name do not apply to it", "container", m.ID)
 		}
 		c.known = true
 		c.due, c.wait = time.Now().Add(refreshAfter), 0
@@ -288,9 +288,9 @@ func (r *Resolver) askSockets(ctx context.Context, m Match) (names, outcome, tim
 		failed := err != nil && !unusable && !errors.Is(err, errUnknown)
 		switch changed := s.result(!failed); {
 		case changed && failed && !r.absent(err):
-			r.log.Warn("container runtime gives no names", "socket", s.path, "err", s.explain(err))
+			r.log.Warn("container runtime does not answer", "socket", s.path, "err", s.explain(err))
 		case changed && !failed:
-			r.log.Info("container runtime gives names", "socket", s.path)
+			r.log.Info("container runtime answers again", "socket", s.path)
 		case unusable:
 			r.log.Debug("container runtime's answer refused", "socket", s.path, "container", m.ID, "err", err)
 		}

@@ -49,7 +49,7 @@ func Command(root *cobra.Command, a About) []byte {
 		}
 	}
 	if common != nil {
-		p.text("These are of " + strings.Join(takers, ", ") + ". Each but the first is a setting of the\nconfiguration file, over which it wins; kzr.yaml(5) says more about it.")
+		p.text("These apply to " + strings.Join(takers, ", ") + ". All but the first override the\nsetting of that name in the configuration file, see kzr.yaml(5).")
 		p.flag(common.Flags().Lookup("config"))
 		for _, title := range config.Groups {
 			p.subsection(title)
@@ -109,24 +109,26 @@ func (p *page) flag(f *pflag.Flag) {
 }
 
 const description = `A parent is a target when it holds at least ` + "`threshold`" + ` zombies, each of which
-has been waiting to be reaped for at least ` + "`grace`" + `. It gets SIGCHLD; if that does
-not help, SIGTERM; if it does not end, SIGKILL. Before each signal it is looked
-at again through the pidfd that the signal is sent on, and any doubt means that
-none is sent. Process 1, kernel threads, kzr with its ancestors and the infrastructure
-of the host (systemd, container runtimes and their shims, kubelet, sshd, dbus) are
-never a target.`
+has been waiting to be reaped for at least ` + "`grace`" + `. It gets SIGCHLD. If that does not
+help, kzr reaps inside it the zombies that other processes forked, which does not end
+it. Then come SIGTERM and SIGKILL. Before each step the target is checked again through
+the pidfd that signals are sent on, and in any doubt nothing is done. Process 1, kernel
+threads, kzr with its ancestors and the infrastructure of the host (systemd, container
+runtimes and their shims, kubelet, sshd, dbus) are never a target.
+
+Reaping inside attaches to the parent with ptrace(2) for some tenths of a millisecond;
+intrusion detection may report that. ` + "`reap: off`" + ` turns it off.`
 
 var sections = []struct{ title, text string }{
-	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` read its configuration again; ` + "`event=reloaded`" + ` says how that
-went. A bad one changes nothing, as does a file that was there and is no more: that
-is an error in the log, and one of the problems that systemctl status shows until a
-good one is read. SIGTERM and SIGINT end it, in the middle of anything: it
-sends no signal any more, and a target begins with a grace of its own when kzr
-is back.`},
-	{"EXIT STATUS", `0 is success, 1 a failure at run time, 2 a bad command line or configuration.`},
+	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` reload its configuration; ` + "`event=reloaded`" + ` in the log says how that
+went. A bad configuration, or a file that has disappeared, changes nothing: that is an
+error in the log, and systemctl status shows it until a good one is loaded. SIGTERM and
+SIGINT stop it at any time; it sends no further signals.`},
+	{"EXIT STATUS", `0: success. 1: failure at run time. 2: bad command line or configuration. 3: ` + "`kzr scan --exit-status`" + `
+has found targets.`},
 	{"THE SERVICE", `The unit kzr.service runs as a user of its own with four capabilities and no
-network. Files under /usr/share/kzr are drop-ins for it, each of which opens just
-one thing and says what that means:
+network access. Files under /usr/share/kzr are drop-ins for it; each opens one thing and
+says what that means:
 
 ` + "`cri.conf`" + ` and ` + "`docker.conf`" + ` let it ask container runtimes for the names of pods,
 containers and images; ` + "`metrics.conf`" + ` lets it serve metrics to this machine, and to
@@ -137,30 +139,31 @@ use one:
   systemctl daemon-reload
   systemctl restart kzr
 
-Under systemd the log goes to the journal with each key as a field, in capitals
-and with KZR_ before it:
+Under systemd the log goes to the journal, with each key as a field in capitals that
+begins with KZR_. journalctl -x explains each event:
 
   journalctl -u kzr KZR_EVENT=signal
   journalctl -u kzr KZR_NAMESPACE=shop -o json
   journalctl -u kzr -p warning
 
-` + "`systemctl status kzr`" + ` shows how kzr watches, and how many zombies, targets and kills
-there are.`},
-	{"FILES", `/etc/kzr/kzr.yaml is the configuration, see kzr.yaml(5). It must be readable for
-everybody, or at least for the user that kzr runs as.
+` + "`systemctl status kzr`" + ` shows how kzr watches, and the number of zombies, targets and
+kills.`},
+	{"FILES", `/etc/kzr/kzr.yaml and /etc/kzr/kzr.yaml.d/*.yaml are the configuration, see kzr.yaml(5).
+They must be readable by the user that kzr runs as.
 
-/run/kzr/kzr.sock is where ` + "`kzr top`" + ` and ` + "`kzr explain`" + ` ask the daemon, and others over
-HTTP: GET /v1/parents, /v1/events, /v1/status and /metrics.`},
-	{"EXAMPLES", `Who holds zombies now, and what would happen to them:
+/run/kzr/kzr.sock is the API, HTTP on a unix socket: GET / lists what there is. ` + "`kzr top`" + `,
+` + "`kzr scan`" + ` and ` + "`kzr explain`" + ` use it.`},
+	{"EXAMPLES", `List parents with zombies, and what would happen to them with other settings:
 
   kzr scan --threshold 10 --grace 10s
 
-All but the signals, on one's own terminal:
+Run in the foreground without sending signals:
 
   kzr run --dry-run
 
-Why does this one leak, and what is to be done about it?
+Explain why process 3775, or process 1 of its container, has zombies:
 
-  kzr explain 3775`},
+  kzr explain 3775
+  kzr explain 1 --in 3775`},
 	{"SEE ALSO", `kzr.yaml(5), ps(1), wait(2), pidfd_open(2), systemd.exec(5)`},
 }

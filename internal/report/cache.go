@@ -69,7 +69,7 @@ func (c *cache) get(ctx context.Context, key string, render func(context.Context
 		r := result{err: errFault}
 		defer func() {
 			if p := recover(); p != nil { // the daemon's own work goes on
-				c.log.Error("making an answer failed", "answer", key, "error", fmt.Sprint(p), "stack", string(debug.Stack()))
+				c.log.Error("failed to build an answer", "answer", key, "error", fmt.Sprint(p), "stack", string(debug.Stack()))
 			}
 			<-c.turn
 			done <- r
