@@ -70,7 +70,9 @@ func run(kzr, out string) (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "kzr.yaml"), fmt.Appendf(nil, settings, dir), 0o600); err != nil {
 		return err
 	}
+	const node = "KZR_NODE_NAME=node-17"
 	daemon := exec.CommandContext(ctx, kzr, "run", "--config", filepath.Join(dir, "kzr.yaml"))
+	daemon.Env = append(os.Environ(), node)
 	if err := s.start(daemon); err != nil {
 		return err
 	}
@@ -84,7 +86,7 @@ func run(kzr, out string) (err error) {
 
 	// Whose time is up while one looks on, who is next, and who is left alone.
 	early := []tenant{
-		{argv: "python3 /app/worker.py --queue etl", namespace: "data", pod: "etl-0", name: "worker", leak: 312, kid: "sh"},
+		{argv: "python3 /app/worker.py --queue etl", namespace: "data", pod: "etl-0", name: "worker", leak: 312, kid: "sh", adopt: true},
 		{argv: "sleep infinity", namespace: "ci", pod: "runner-5d8f", name: "job", leak: 96, kid: "git"},
 		{argv: "/usr/sbin/cron -f", unit: "cron.service", leak: 57, kid: "sh"},
 		{argv: "java -jar /srv/billing.jar", namespace: "legacy", pod: "billing-0", name: "app", leak: 140, rate: 2, most: 400, kid: "ping"},
@@ -106,8 +108,11 @@ func run(kzr, out string) (err error) {
 			return err
 		}
 	}
-	// The first have had their signals by now, and are gone.
-	if err := s.await(func() bool { return strings.Count(s.screen(), "terminated") >= 2 }); err != nil {
+	// The first have been acted on by now: one was reaped inside, one is gone.
+	if err := s.await(func() bool {
+		screen := s.screen()
+		return strings.Contains(screen, "reaped") && strings.Contains(screen, "terminated")
+	}); err != nil {
 		return fmt.Errorf("waiting for the daemon to act: %w\n%s", err, s.screen())
 	}
 	time.Sleep(2 * time.Second)

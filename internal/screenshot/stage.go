@@ -40,6 +40,7 @@ type tenant struct {
 	leak, rate, most     int    // zombies at once, then so many a second up to most
 	kid                  string // what its children are called
 	block                bool   // SIGCHLD
+	adopt                bool   // its zombies are orphans that fell to it
 }
 
 // build compiles the tenants' program and starts the runtime that knows them.
@@ -79,6 +80,9 @@ func (s *stage) enter(t tenant) error {
 	env := []string{fmt.Sprint("LEAK=", t.leak), fmt.Sprint("RATE=", t.rate), fmt.Sprint("MOST=", t.most), "KID=" + t.kid, fmt.Sprint("USER=", t.user)}
 	if t.block {
 		env = append(env, "BLOCK=1")
+	}
+	if t.adopt {
+		env = append(env, "ADOPT=1")
 	}
 	cgroup := ""
 	switch {

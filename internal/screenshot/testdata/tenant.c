@@ -53,11 +53,17 @@ int main(void)
 		return 1;
 	for (long n = 0;; n++) {
 		if (n < leak || (rate && n < most)) {
-			if (fork() == 0) {
+			pid_t child = fork();
+			if (child == 0) {
 				if (kid)
 					prctl(PR_SET_NAME, kid);
+				// An orphan outlives its father, whom the tenant waits for.
+				if (setting("ADOPT") && fork() == 0)
+					usleep(50000);
 				_exit(0);
 			}
+			if (setting("ADOPT"))
+				waitpid(child, NULL, 0);
 		} else if (!rate || n >= most) {
 			pause();
 			continue;
