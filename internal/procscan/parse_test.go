@@ -147,7 +147,7 @@ CapEff:	0000000000080000
 
 func TestParseStatus(t *testing.T) {
 	want := status{
-		tracer: 77, uid: 1000, nspid: []int{4242, 17, 1}, groups: []int{4, 24, 27}, capEff: 1 << 19,
+		ppid: 1, tracer: 77, uid: 1000, nspid: []int{4242, 17, 1}, groups: []int{4, 24, 27}, capEff: 1 << 19,
 	}
 	if got := parseStatus([]byte(statusText)); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
