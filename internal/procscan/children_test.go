@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"kzr/internal/task"
 	"kzr/internal/zoo"
 )
@@ -248,6 +250,57 @@ func TestSecondSnapshotRemembers(t *testing.T) {
 	if n := ours(); n != 0 {
 		t.Errorf("%d still remembered", n)
 	}
+}
+
+// What is known of a zombie is true of that zombie only, and its parent can change.
+func TestKnownZombiesAreAskedAgain(t *testing.T) {
+	s := open(t)
+	z := zoo.Start(t, "fork { name=sub subreaper fork { name=middle leak=30 serve } serve } serve")
+	middle, sub := z.Named("middle"), z.Named("sub")
+	count := func(pid int) (n int) {
+		t.Helper()
+		snap, err := s.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for id, c := range snap.Parents {
+			if id.PID == pid {
+				n += len(c.Reapable)
+			}
+		}
+		return n
+	}
+	settled(t, s, middle.PID)
+	if n := count(middle.PID); n != 30 {
+		t.Fatalf("%d zombies, want 30", n)
+	}
+	// As if each of their pids had belonged to another process when it was last seen.
+	c := s.known.Load()
+	for i, run := range c.runs {
+		for j := range run {
+			if run[j].parent() == uint32(middle.PID) {
+				if s.pidfs && c.inodes[i][j] == 0 {
+					t.Error("a zombie without an inode number")
+				}
+				c.inodes[i][j]++
+				run[j].id++ // another start time
+				run[j].who = newRecord(0, 0, 1, 77, free).who
+			}
+		}
+	}
+	if n := count(middle.PID); n != 30 {
+		t.Errorf("%d zombies after their pids were reused, want 30", n)
+	}
+	for _, run := range s.known.Load().runs {
+		for _, r := range run {
+			if r.parent() == uint32(middle.PID) && r.uid() == 77 {
+				t.Fatal("the user is that of whoever had the pid before")
+			}
+		}
+	}
+	middle.Signal(unix.SIGKILL)
+	middle.WaitDead(time.Minute)
+	zoo.Within(t, time.Minute, "they have moved, with their parent", func() bool { return count(sub.PID) == 31 })
 }
 
 // A walk allocates for what it found, not for what it read.
