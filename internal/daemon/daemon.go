@@ -151,8 +151,8 @@ type Daemon struct {
 
 // stats are totals since the start.
 type stats struct {
-	sweeps, kills, losses, reaped atomic.Uint64
-	sweepBy                       atomic.Int64 // when the next sweep is due at the latest, on the clock of task.Now
+	sweeps, kills, losses atomic.Uint64
+	sweepBy               atomic.Int64 // when the next sweep is due at the latest, on the clock of task.Now
 }
 
 // watched is a parent with enough zombies for its rule, old enough or not.
@@ -263,7 +263,6 @@ func (d *Daemon) decided(e report.Event) {
 		}
 	}
 	if e.Name == report.EventReaped && e.By == report.ByKzr {
-		d.stats.reaped.Add(1)
 		d.mu.Lock()
 		if len(d.inside) >= maxInside {
 			clear(d.inside)
@@ -503,7 +502,7 @@ func (d *Daemon) lookAtHinted(ctx context.Context, now time.Duration) {
 		} else {
 			delete(d.hintedAt, pid)
 		}
-		id, err := d.observer.Find(ctx, pid)
+		id, _, err := d.observer.Facts(ctx, pid)
 		if err == nil {
 			d.lookAt(ctx, id, &failed)
 		}

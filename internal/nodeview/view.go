@@ -210,7 +210,7 @@ const relatives = 20
 // Parent implements [report.View].
 func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	o := v.Daemon.Observer()
-	id, err := o.Find(ctx, pid)
+	id, _, err := o.Facts(ctx, pid)
 	var a observer.Assessment
 	if err == nil {
 		a, err = o.LookAt(ctx, id)
@@ -265,10 +265,8 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 
 // addPids adds the limit on pids that is nearest to being reached.
 func (v *View) addPids(out *report.Detail, proc *task.Process) {
-	for _, l := range proc.Pids {
-		if p := out.Pids; p == nil || l.Current*p.Limit > p.Current*l.Limit {
-			out.Pids = &report.PidsLimit{Cgroup: report.Sanitize(proc.PidsCgroup), Current: l.Current, Limit: l.Limit}
-		}
+	if l, ok := task.Tightest(proc.Pids); ok {
+		out.Pids = &report.PidsLimit{Cgroup: report.Sanitize(proc.PidsCgroup), Current: l.Current, Limit: l.Limit}
 	}
 }
 
@@ -280,37 +278,20 @@ func (v *View) addRelatives(ctx context.Context, out *report.Detail, proc *task.
 		out.Children = append(out.Children, report.NewRelative(c.PID, c.Comm, c.State))
 	}
 	out.LiveChildren = total
-	out.Ancestors = append(out.Ancestors, v.ancestors(ctx, proc.PPID)...)
 	o := v.Daemon.Observer()
+	for id, a := range o.Line(ctx, proc.PPID) {
+		out.Ancestors = append(out.Ancestors, report.NewRelative(id.PID, a.Comm, a.State))
+	}
 	if proc.Tracer.PID != 0 {
-		if t, err := o.Inspect(ctx, proc.Tracer.PID); err == nil {
+		if _, t, err := o.Facts(ctx, proc.Tracer.PID); err == nil {
 			out.TracerIsChild = t.PPID == proc.PID
 		}
 	}
 	if proc.Waits.PID != 0 {
-		if c, err := o.Inspect(ctx, proc.Waits.PID); err == nil {
-			out.WaitsFor = new(report.NewRelative(c.PID, c.Comm, c.State))
+		if id, c, err := o.Facts(ctx, proc.Waits.PID); err == nil {
+			out.WaitsFor = new(report.NewRelative(id.PID, c.Comm, c.State))
 		}
 	}
-}
-
-// maxAncestors ends the line of a process whose ancestors die and whose pids are
-// reused while it is followed.
-const maxAncestors = 64
-
-// ancestors are the process with this pid and those above it, up to pid 1 or to
-// where the line is hidden.
-func (v *View) ancestors(ctx context.Context, pid int) []report.Relative {
-	var line []report.Relative
-	for pid > 0 && len(line) < maxAncestors {
-		p, err := v.Daemon.Observer().Inspect(ctx, pid)
-		if err != nil {
-			return line
-		}
-		line = append(line, report.NewRelative(p.PID, p.Comm, p.State))
-		pid = p.PPID
-	}
-	return line
 }
 
 // sampled is how many zombies are asked which container they came from.

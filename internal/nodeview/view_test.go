@@ -77,7 +77,7 @@ func newView(t *testing.T) (*View, *source) {
 func leaker(t *testing.T, v *View, zombies int) (*zoo.Zoo, task.ID) {
 	t.Helper()
 	z := zoo.Start(t, "leak=%d serve", zombies)
-	id, err := v.Daemon.Observer().Find(t.Context(), z.PID)
+	id, _, err := v.Daemon.Observer().Facts(t.Context(), z.PID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -70,12 +71,6 @@ func (o *Observer) LookAt(ctx context.Context, id task.ID) (Assessment, error) {
 	return o.assess(ctx, id, p, s.Ended)
 }
 
-// Find says who has a pid.
-func (o *Observer) Find(ctx context.Context, pid int) (task.ID, error) {
-	id, _, err := o.opts.Source.Facts(ctx, pid)
-	return id, err
-}
-
 // Facts says who has a pid, and what the kernel tells of that process.
 func (o *Observer) Facts(ctx context.Context, pid int) (task.ID, task.Facts, error) {
 	return o.opts.Source.Facts(ctx, pid)
@@ -129,20 +124,29 @@ func (o *Observer) Least() int {
 // reused while it is followed.
 const maxAncestors = 64
 
-// ContainerInit finds the init of the container that a process is in, among its
-// ancestors: whatever is orphaned inside comes to it in the end.
+// Line yields the process with a pid and its ancestors, up to the first that cannot be
+// seen.
+func (o *Observer) Line(ctx context.Context, pid int) iter.Seq2[task.ID, task.Facts] {
+	return func(yield func(task.ID, task.Facts) bool) {
+		for n := 0; pid > 0 && n < maxAncestors; n++ {
+			id, facts, err := o.opts.Source.Facts(ctx, pid)
+			if err != nil || !yield(id, facts) {
+				return
+			}
+			pid = facts.PPID
+		}
+	}
+}
+
+// ContainerInit finds the init of the container that a process is in, among it and its
+// ancestors: whatever is orphaned inside comes to the init in the end.
 func (o *Observer) ContainerInit(ctx context.Context, proc *task.Process) (task.ID, bool) {
-	id, facts := proc.ID, proc.Facts
-	for range maxAncestors {
-		if facts.ContainerInit() {
+	for id, facts := range o.Line(ctx, proc.PID) {
+		switch {
+		case facts.ContainerInit():
 			return id, true
-		}
-		if facts.OuterPIDNS == 0 || facts.PPID == 0 {
-			break
-		}
-		var err error
-		if id, facts, err = o.opts.Source.Facts(ctx, facts.PPID); err != nil {
-			break
+		case facts.OuterPIDNS == 0:
+			return task.ID{}, false
 		}
 	}
 	return task.ID{}, false

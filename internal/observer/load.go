@@ -54,7 +54,7 @@ func (o *Observer) gather(limits map[string][]task.PidsLimit, tasks int, now tim
 		pl := o.places.find(p.ID, p.Facts, now)
 		m := member{
 			id: p.ID, zombies: p.Reapable(),
-			dead: len(p.Dead(now - policy.PressureGrace)), old: len(p.Dead(now - o.config.Grace)),
+			dead: p.CountDead(now - policy.PressureGrace), old: p.CountDead(now - o.config.Grace),
 		}
 		switch {
 		case p.Facts != nil:
@@ -99,7 +99,7 @@ func (o *Observer) changed(id task.ID, p *tracker.Parent, now time.Duration) {
 	before := m.zombies
 	m.zombies, m.dead = 0, 0
 	if p != nil {
-		m.zombies, m.dead = p.Reapable(), len(p.Dead(now-policy.PressureGrace))
+		m.zombies, m.dead = p.Reapable(), p.CountDead(now-policy.PressureGrace)
 		if p.Facts != nil {
 			m.chain = p.Facts.Pids
 		}
@@ -270,7 +270,7 @@ func (o *Observer) Workloads() []Workload {
 	byName := map[string]*Workload{}
 	recent := map[string]int{}
 	now := o.last.At
-	window := min(time.Hour, now-o.start)
+	window, known := o.window(now)
 	for _, m := range o.members {
 		if m.workload == "" {
 			continue
@@ -284,18 +284,18 @@ func (o *Observer) Workloads() []Workload {
 		w.Old += m.old
 		w.Parents++
 		for _, l := range m.chain {
-			if fuller(l, w.Pids) {
+			if w.Pids.Limit == 0 || l.Fuller(w.Pids) {
 				w.Pids = l
 			}
 		}
 		if p, ok := o.tracker.Get(m.id); ok {
-			recent[m.workload] += p.Reapable() - len(p.Dead(now-window))
+			recent[m.workload] += p.Reapable() - p.CountDead(now-window)
 		}
 	}
 	list := make([]Workload, 0, len(byName))
 	for name, w := range byName {
-		if o.start != 0 && window >= rateWindow {
-			w.RatePerHour, w.RateKnown = float64(recent[name])*float64(time.Hour)/float64(window), true
+		if known {
+			w.RatePerHour, w.RateKnown = perHour(recent[name], window), true
 		}
 		list = append(list, *w)
 	}
@@ -308,20 +308,27 @@ func (o *Observer) Workloads() []Workload {
 // rateWindow is how long kzr must have watched to say how fast something grows.
 const rateWindow = 30 * time.Second
 
-// fuller compares what is left of two limits; no limit is never full.
-func fuller(a, b task.PidsLimit) bool {
-	return b.Limit == 0 || a.Current*b.Limit > b.Current*a.Limit
-}
-
 // Rate is how many of a parent's zombies come and stay in an hour; false if kzr has not
 // watched for long enough.
 func (o *Observer) Rate(a *Assessment) (float64, bool) {
-	window := min(time.Hour, a.At-o.start)
-	if o.start == 0 || window < rateWindow || a.Parent == nil {
+	o.mu.Lock()
+	window, known := o.window(a.At)
+	o.mu.Unlock()
+	if !known || a.Parent == nil {
 		return 0, false
 	}
-	n := a.Reapable - len(a.Parent.Dead(a.At-window))
-	return float64(n) * float64(time.Hour) / float64(window), true
+	return perHour(a.Reapable-a.Parent.CountDead(a.At-window), window), true
+}
+
+// window is the time before a moment in which zombies that came are counted; false if
+// kzr has not watched for long enough. The caller holds mu.
+func (o *Observer) window(now time.Duration) (time.Duration, bool) {
+	window := min(time.Hour, now-o.start)
+	return window, o.start != 0 && window >= rateWindow
+}
+
+func perHour(n int, window time.Duration) float64 {
+	return float64(n) * float64(time.Hour) / float64(window)
 }
 
 // Detail says more about a reason than its name does, "" if there is no more to say.

@@ -77,7 +77,7 @@ func leakers(t *testing.T, o *Observer, zombies ...int) []task.ID {
 	var ids []task.ID
 	for _, n := range zombies {
 		z := zoo.Start(t, "leak=%d serve", n)
-		id, err := o.Find(t.Context(), z.PID)
+		id, _, err := o.Facts(t.Context(), z.PID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestWhoSharesASnapshot(t *testing.T) {
 	}
 	whole := s.whole.Load()
 	z := zoo.Start(t, "leak=7 serve")
-	id, err := o.Find(t.Context(), z.PID)
+	id, _, err := o.Facts(t.Context(), z.PID)
 	if err != nil {
 		t.Fatal(err)
 	}

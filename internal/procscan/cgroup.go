@@ -257,19 +257,6 @@ func (s *Scanner) pidsLimits(cgroup string) ([]task.PidsLimit, error) {
 	return limits, nil
 }
 
-// PidsLimit returns the one of PidsLimits that is nearest to being reached. It
-// is not ok if there is none.
-func (s *Scanner) PidsLimit(cgroup string) (current, limit int, ok bool) {
-	for _, l := range s.PidsLimits(cgroup) {
-		// Current/Limit > current/limit, in whole numbers; a limit of 0 is a full
-		// one.
-		if !ok || l.Current*limit > current*l.Limit {
-			current, limit, ok = l.Current, l.Limit, true
-		}
-	}
-	return current, limit, ok
-}
-
 // pidsLimit reads one cgroup's own limit, -1 for none: "max", or no such file, as
 // in the root.
 func (m *mount) pidsLimit(cgroup string) (task.PidsLimit, error) {

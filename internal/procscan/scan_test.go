@@ -622,6 +622,13 @@ func TestInspectStates(t *testing.T) {
 	})
 }
 
+// pidsLimit is the limit of a cgroup, or of one around it, that is nearest to being
+// reached.
+func pidsLimit(s *procscan.Scanner, cgroup string) (current, limit int, ok bool) {
+	l, ok := task.Tightest(s.PidsLimits(cgroup))
+	return l.Current, l.Limit, ok
+}
+
 func TestPidsLimit(t *testing.T) {
 	s := open(t)
 	outer := zoo.NewCgroup(t, "pids", "outer")
@@ -631,19 +638,19 @@ func TestPidsLimit(t *testing.T) {
 	if p.PidsCgroup != inner.Path {
 		t.Fatalf("pids cgroup %q, want %q", p.PidsCgroup, inner.Path)
 	}
-	if current, limit, ok := s.PidsLimit(p.PidsCgroup); ok {
+	if current, limit, ok := pidsLimit(s, p.PidsCgroup); ok {
 		t.Errorf("%d of %d, but there is no limit", current, limit)
 	}
 	inner.SetPidsMax(100)
-	if current, limit, ok := s.PidsLimit(p.PidsCgroup); current != 30 || limit != 100 || !ok {
+	if current, limit, ok := pidsLimit(s, p.PidsCgroup); current != 30 || limit != 100 || !ok {
 		t.Errorf("%d of %d, %v; want 30 of 100", current, limit, ok)
 	}
 	outer.SetPidsMax(40) // tighter, and further out
-	if current, limit, ok := s.PidsLimit(p.PidsCgroup); current != 30 || limit != 40 || !ok {
+	if current, limit, ok := pidsLimit(s, p.PidsCgroup); current != 30 || limit != 40 || !ok {
 		t.Errorf("%d of %d, %v; want 30 of 40", current, limit, ok)
 	}
 	for _, odd := range []string{"", "/", "/../..", "/no/such/cgroup", "relative"} {
-		if current, limit, ok := s.PidsLimit(odd); ok && odd != "/" {
+		if current, limit, ok := pidsLimit(s, odd); ok && odd != "/" {
 			t.Errorf("%q: %d of %d", odd, current, limit)
 		}
 	}

@@ -9,12 +9,13 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/threads"
 )
 
 // The command lines that make kzr's program the helper, or what the helper tries
@@ -216,20 +217,7 @@ func serve() int {
 // settle makes all threads before the filter, and the process table, stand against
 // more.
 func settle() {
-	const spare = 6
-	var locked sync.WaitGroup
-	gate := make(chan struct{})
-	for range spare {
-		locked.Add(1)
-		go func() {
-			runtime.LockOSThread()
-			locked.Done()
-			<-gate
-			runtime.UnlockOSThread()
-		}()
-	}
-	locked.Wait()
-	close(gate)
+	threads.Spare(6)
 	<-time.After(time.Millisecond) // the timers' part of the runtime
 }
 

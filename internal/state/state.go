@@ -42,9 +42,6 @@ func Beside(socket string) (*File, error) {
 	return &File{filepath.Join(filepath.Dir(socket), "kzr.state"), strings.TrimSpace(string(boot))}, nil
 }
 
-// Path is the file's.
-func (f *File) Path() string { return f.path }
-
 // Load fills v from what was saved. It is false, without an error, if there is nothing,
 // or only what an earlier boot left. An error means that what is there cannot be
 // trusted, and v is not to be used.

@@ -237,6 +237,22 @@ type PidsLimit struct {
 	Limit   int
 }
 
+// Fuller says whether l is nearer to being reached than another limit. A limit of 0 is a
+// full one.
+func (l PidsLimit) Fuller(than PidsLimit) bool {
+	return l.Current*than.Limit > than.Current*l.Limit // Current/Limit, in whole numbers
+}
+
+// Tightest returns the one that is nearest to being reached; false if there is none.
+func Tightest(limits []PidsLimit) (tightest PidsLimit, ok bool) {
+	for _, l := range limits {
+		if !ok || l.Fuller(tightest) {
+			tightest, ok = l, true
+		}
+	}
+	return tightest, ok
+}
+
 // Stance is what reaping inside a process depends on, of its main thread, at one
 // moment (x86-64 only).
 type Stance struct {

@@ -202,17 +202,24 @@ func (p *Parent) Dead(moment time.Duration) []task.Zombie {
 	return p.until(moment, task.Zombie.Died)
 }
 
-func (p *Parent) until(moment time.Duration, began func(task.Zombie) time.Duration) []task.Zombie {
-	young := 0
+// CountDead is the length of Dead.
+func (p *Parent) CountDead(moment time.Duration) int { return p.count(moment, task.Zombie.Died) }
+
+func (p *Parent) count(moment time.Duration, began func(task.Zombie) time.Duration) (n int) {
 	for _, z := range p.zombies {
-		if began(z) > moment {
-			young++
+		if began(z) <= moment {
+			n++
 		}
 	}
-	if young == 0 {
+	return n
+}
+
+func (p *Parent) until(moment time.Duration, began func(task.Zombie) time.Duration) []task.Zombie {
+	n := p.count(moment, began)
+	if n == len(p.zombies) {
 		return p.zombies // as a rule; with half a million a copy would show
 	}
-	old := make([]task.Zombie, 0, len(p.zombies)-young)
+	old := make([]task.Zombie, 0, n)
 	for _, z := range p.zombies {
 		if began(z) <= moment {
 			old = append(old, z)
