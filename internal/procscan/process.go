@@ -42,7 +42,7 @@ func (s *Scanner) find(ctx context.Context, pid int) (*process, error) {
 	if pid <= 0 || pid > maxPID {
 		return nil, unix.ESRCH
 	}
-	pidfd, e := rawPidfdOpen(uint32(pid))
+	pidfd, e := rawPidfdOpen(s.root, uint32(pid))
 	if e != 0 {
 		return nil, e
 	}
@@ -159,7 +159,7 @@ const parentsMax = 1 << 14
 func (s *Scanner) parentOf(ctx context.Context, pid int) (parent, error) {
 	var inode uint64
 	if s.pidfs {
-		pidfd, e := rawPidfdOpen(uint32(pid))
+		pidfd, e := rawPidfdOpen(s.root, uint32(pid))
 		if e != 0 {
 			return parent{}, e
 		}
@@ -250,7 +250,13 @@ func (s *Scanner) nspidOf(pidfd int) ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fdinfo: %w", err)
 	}
-	list, _ := valueOf(b, "NSpid:") // there are kernels without pid namespaces
+	list, ok := valueOf(b, "NSpid:")
+	if !ok { // no pidfd, or a kernel without pid namespaces
+		if b, err = readAll(pidfd, "status", statusMax); err != nil {
+			return nil, nil //nolint:nilerr,nilnil // said above
+		}
+		list, _ = valueOf(b, "NSpid:")
+	}
 	return ints(list), nil
 }
 

@@ -131,7 +131,7 @@ func (s *Scanner) open() error {
 
 // findFeatures finds out what this kernel can tell.
 func (s *Scanner) findFeatures() error {
-	pidfd, e := rawPidfdOpen(uint32(os.Getpid()))
+	pidfd, e := rawPidfdOpen(s.root, uint32(os.Getpid()))
 	if e != 0 {
 		return fmt.Errorf("opening a pidfd: %w", e)
 	}

@@ -62,11 +62,19 @@ type pidfdInfo struct {
 	_                        uint32
 }
 
-// rawPidfdOpen opens a process. One that is not there, or is a thread, is ESRCH.
-func rawPidfdOpen(pid uint32) (int, unix.Errno) {
+// rawPidfdOpen opens a process. One that is not there, or is a thread, is ESRCH. Where
+// there are no pidfds, before Linux 5.3 or behind a filter, its directory below root
+// stands in: that too means the same process for as long as it is open. Its stat is then
+// read of the living as well, who can make that hang; nobody acts there.
+func rawPidfdOpen(root int, pid uint32) (int, unix.Errno) {
 	fd, _, e := syscall.RawSyscall(unix.SYS_PIDFD_OPEN, uintptr(pid), 0, 0)
-	if e == unix.EINVAL || e == unix.ENOENT {
+	switch e {
+	case unix.EINVAL, unix.ENOENT:
 		e = unix.ESRCH
+	case unix.ENOSYS:
+		path := append(strconv.AppendUint(nil, uint64(pid), 10), 0)
+		fd, _, e = syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(root), uintptr(unsafe.Pointer(&path[0])),
+			unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
 	}
 	return int(fd), e
 }
@@ -77,9 +85,14 @@ func rawDead(pidfd int) (bool, unix.Errno) {
 		poll := unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN}
 		var now unix.Timespec
 		_, _, e := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-		if e != unix.EINTR { // Go's scheduler interrupts its threads
-			return poll.Revents != 0, e
+		switch {
+		case e == unix.EINTR: // Go's scheduler interrupts its threads
+			continue
+		case poll.Revents&unix.POLLNVAL != 0: // no pidfd
+			st, err := statOf(pidfd, "stat")
+			return gone(err) || err == nil && (st.state == 'X' || st.state == 'Z' && st.threads <= 1), 0
 		}
+		return poll.Revents != 0, e
 	}
 }
 
@@ -87,6 +100,10 @@ func rawDead(pidfd int) (bool, unix.Errno) {
 // asks whether a signal could be sent, and sends none.
 func rawReaped(pidfd int) bool {
 	_, _, e := syscall.RawSyscall6(unix.SYS_PIDFD_SEND_SIGNAL, uintptr(pidfd), 0, 0, 0, 0, 0)
+	if e == unix.EBADF || e == unix.ENOSYS { // no pidfd
+		_, err := statOf(pidfd, "stat")
+		return gone(err)
+	}
 	return e == unix.ESRCH
 }
 

@@ -114,7 +114,7 @@ func (w *worker) childCalled(s *Scanner, parent, pid, level int) (int, error) {
 
 // calledAlive is the pid of a live process so many levels inwards, 0 if it has none.
 func (s *Scanner) calledAlive(pid uint32, level int) (int, error) {
-	pidfd, e := rawPidfdOpen(pid)
+	pidfd, e := rawPidfdOpen(s.root, pid)
 	if e != 0 {
 		return 0, e
 	}

@@ -385,7 +385,7 @@ func (w *worker) look(pid uint32) (record, error) {
 			return record{}, nil
 		}
 	}
-	pidfd, e := rawPidfdOpen(pid)
+	pidfd, e := rawPidfdOpen(w.root, pid)
 	if e != 0 {
 		return record{}, e
 	}
@@ -410,7 +410,7 @@ var errChanged = errors.New("the pid was reused")
 // again looks at a zombie that is known. Where the kernel tells by a pidfd who that is and
 // whose child (6.13), nothing has to be read of it: that is a quarter of the cost.
 func (w *worker) again(was record, inode uint32) (record, error) {
-	pidfd, e := rawPidfdOpen(was.pid())
+	pidfd, e := rawPidfdOpen(w.root, was.pid())
 	if e != 0 {
 		return record{}, e
 	}
@@ -502,7 +502,7 @@ func (w *worker) stat(pid uint32, file string) (unix.Statx_t, unix.Errno) {
 
 // trace finds out who traces a zombie. ESRCH says that it is one no more.
 func (w *worker) trace(r record) (k kind, tracer uint32, err error) {
-	pidfd, e := rawPidfdOpen(r.pid())
+	pidfd, e := rawPidfdOpen(w.root, r.pid())
 	if e != 0 {
 		return unasked, 0, e
 	}
