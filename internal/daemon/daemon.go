@@ -30,9 +30,11 @@ const (
 	// on for now, and between two looks at the pid limits.
 	lookAgain = time.Second
 	// rest keeps the looks that hints ask for, with all that follows from them, to
-	// a twentieth of one CPU; pressedRest to a quarter while pids run out.
-	rest        = 19
-	pressedRest = 3
+	// a twentieth of one CPU; unhintedRest to a tenth where only sweeps find anything,
+	// and pressedRest to a quarter while pids run out.
+	rest         = 19
+	unhintedRest = 9
+	pressedRest  = 3
 	// idleRest keeps the regular sweeps to half a thousandth of one CPU where hints come
 	// in and nothing changes, up to maxIdle apart.
 	idleRest = 1999
@@ -146,7 +148,9 @@ type Daemon struct {
 	saving     sync.Mutex // guards what follows; taken before any other lock
 	savedAt    time.Duration
 	savedEmpty bool
-	saveError  string // that was reported
+	// savedChanges is the observer's count when it was saved last.
+	savedChanges uint64
+	saveError    string // that was reported
 }
 
 // stats are totals since the start.
@@ -569,6 +573,9 @@ func (d *Daemon) sweep(ctx context.Context) {
 	now := task.Now()
 	cost := last.Cost + min(now-began, task.ThreadTime()-cpu)
 	factor := time.Duration(rest)
+	if d.hintedFrom() == 0 {
+		factor = unhintedRest
+	}
 	if d.urgent() {
 		factor = pressedRest
 	}

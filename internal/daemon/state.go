@@ -35,7 +35,8 @@ func (d *Daemon) save(now bool) {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	at := task.Now()
-	if !now && at < d.savedAt+saveEvery {
+	changes := d.observer.Changes()
+	if !now && (at < d.savedAt+saveEvery || changes == d.savedChanges) {
 		return
 	}
 	s := State{Limits: d.reaper.State()}
@@ -62,7 +63,7 @@ func (d *Daemon) save(now bool) {
 	} else {
 		d.saveError = ""
 	}
-	d.savedAt, d.savedEmpty = task.Now(), empty
+	d.savedAt, d.savedEmpty, d.savedChanges = task.Now(), empty, changes
 }
 
 // restore takes over what an earlier kzr left. A parent that it was signalling gets its

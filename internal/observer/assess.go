@@ -65,6 +65,7 @@ func (o *Observer) LookAt(ctx context.Context, id task.ID) (Assessment, error) {
 	o.charge(ctx, s)
 	o.mu.Lock()
 	o.tracker.ApplyTo(id, s)
+	o.changes++
 	p, _ := o.tracker.Get(id)
 	o.changed(id, p, s.Ended)
 	o.mu.Unlock()

@@ -57,6 +57,7 @@ type Observer struct {
 	tracker tracker.Tracker
 	places  places
 	last    Sweep
+	changes uint64             // snapshots applied, of the node or of one parent
 	start   time.Duration      // the end of the first sweep: what it found may be much older
 	members []member           // who holds zombies, as of the last sweep, the most first
 	index   map[task.ID]int    // of members
@@ -152,6 +153,7 @@ func (o *Observer) sweep(ctx context.Context, wanted func(Sweep) bool) (Sweep, e
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.tracker.Apply(s)
+	o.changes++
 	if last.At == 0 {
 		o.start = s.Ended + time.Millisecond
 	}
@@ -256,6 +258,13 @@ func (o *Observer) Holders(ctx context.Context, zombies []task.Zombie) (map[task
 		return nil, err
 	}
 	return o.HeldBy(zombies), nil
+}
+
+// Changes counts what may have changed what the observer knows.
+func (o *Observer) Changes() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changes
 }
 
 // Known is what the observer knows of parents and their zombies, for
