@@ -140,6 +140,7 @@ type Daemon struct {
 	limitAt    time.Duration // when the pid limits are looked at again
 	lossAt     time.Duration // when the next line may tell of lost hints
 	ready      bool          // the first beat is over
+	fewest     int           // tasks, of the last sweep and since
 	unchanged  bool          // the last two sweeps found as many zombies under as many parents
 
 	beatAt   atomic.Int64 // on the clock of task.Now
@@ -551,6 +552,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 		d.blindUntil = d.sweepAt // what is due by then would be tried without a pause
 		return
 	}
+	d.fewest = last.Tasks
 	d.unchanged = last.Zombies == before.Zombies && last.Parents == before.Parents
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -572,10 +574,7 @@ func (d *Daemon) sweep(ctx context.Context) {
 
 	now := task.Now()
 	cost := last.Cost + min(now-began, task.ThreadTime()-cpu)
-	factor := time.Duration(rest)
-	if d.hintedFrom() == 0 {
-		factor = unhintedRest
-	}
+	factor := d.restFactor()
 	if d.urgent() {
 		factor = pressedRest
 	}
@@ -622,7 +621,15 @@ func (d *Daemon) sweepInterval(cost time.Duration) time.Duration {
 		// a thousandth of a CPU.
 		every = max(every, min(idleRest*cost, maxIdle))
 	}
-	return max(every, rest*cost)
+	return max(every, d.restFactor()*cost)
+}
+
+// restFactor is for how many times their cost sweeps rest.
+func (d *Daemon) restFactor() time.Duration {
+	if d.hintedFrom() == 0 {
+		return unhintedRest
+	}
+	return rest
 }
 
 // consider draws the conclusion from a look at one parent.
@@ -798,7 +805,9 @@ func (d *Daemon) checkLimits(now time.Duration) {
 	if d.hintedFrom() == 0 {
 		many = min(many, d.least.Threshold)
 	}
-	near := policy.Near(d.config.Pressure, n.Tasks, n.Limit) || n.Tasks-d.observer.Last().Tasks >= many ||
+	// Those that have gone since the last sweep do not hide others that have come.
+	d.fewest = min(d.fewest, n.Tasks)
+	near := policy.Near(d.config.Pressure, n.Tasks, n.Limit) || n.Tasks-d.fewest >= many ||
 		d.observer.NearLimits()
 	if near {
 		d.sweepAt = min(d.sweepAt, max(now, d.rested))
