@@ -22,6 +22,7 @@ import (
 	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
+	"kzr/internal/footprint"
 	"kzr/internal/nodeview"
 	"kzr/internal/reaper"
 	"kzr/internal/reapinside"
@@ -233,7 +234,7 @@ func settle() {
 		debug.SetMemoryLimit(memoryLimit)
 	}
 	daemon.Settle()
-	debug.FreeOSMemory() // the kernel's types, needed to load the programs, are most of the heap
+	footprint.GiveBack() // the kernel's types, needed to load the programs, are most of the heap
 }
 
 // listen opens what the configuration asks for; nil is nothing.

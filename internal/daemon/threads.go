@@ -3,7 +3,7 @@ package daemon
 import (
 	"runtime"
 
-	"kzr/internal/threads"
+	"kzr/internal/footprint"
 )
 
 // spareThreads is more than kzr's goroutines ever block in system calls at once,
@@ -13,5 +13,5 @@ const spareThreads = 16
 // Settle makes the threads that kzr will need; those made here are the last.
 func Settle() {
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 2))
-	threads.Spare(spareThreads)
+	footprint.SpareThreads(spareThreads)
 }

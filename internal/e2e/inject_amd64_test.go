@@ -41,7 +41,7 @@ func TestFaultKernelSideGone(t *testing.T) {
 		t.Logf("without %s: removed after %v", link, time.Since(began).Round(10*time.Millisecond))
 		// From the next sweep on there are two in a grace, as without eBPF.
 		k.await("a line about the hints", func(e event) bool {
-			return e.Level == "ERROR" && strings.Contains(e.Msg, "no more hints come")
+			return e.Level == "ERROR" && strings.Contains(e.Msg, "no more hints")
 		})
 		k.silentAbout(0, good.PID)
 		alive(t, good.Proc)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ type conduct struct {
 	script func(c *soakCase) string // runs in the process, before it serves
 	guilty bool                     // it has to be ended, and not before its zombies are soakGrace old
 	asked  bool                     // an innocent that is asked to reap, and does
+	inside bool                     // one whose zombies kzr reaps inside it where it can, and who is guilty elsewhere
 	later  time.Duration            // a guilty one gathers its zombies only after it is ready, within this time
 	host   bool                     // not in a pid namespace: its tree talks in pids
 	root   bool                     // the machine's own: it does what another user may not
@@ -56,7 +58,7 @@ var conducts = []conduct{
 	{name: "leaks without end", guilty: true, later: time.Second, script: func(c *soakCase) string { return "storm=0,rate=" + c.one("20", "100", "1000") }},
 	{name: "reaps most, leaks some", guilty: true, script: func(c *soakCase) string { return c.leak("") + " fresh=20,age=100" }},
 	{name: "leaks twice", guilty: true, script: says("leak=6 sleep=700 leak=6")},
-	{name: "inherits zombies", guilty: true, script: func(c *soakCase) string { return "subreaper fork { " + c.leak("") + " exit }" }},
+	{name: "inherits zombies", inside: true, script: func(c *soakCase) string { return "subreaper fork { " + c.leak("") + " exit }" }},
 	{name: "its leader is dead, other threads live", guilty: true, script: func(c *soakCase) string { return c.leak("") + " deadleader" }},
 	{name: "executes with zombies, from a thread", guilty: true, script: func(c *soakCase) string { return c.leak("") + " threadexec=" + c.exe() }},
 
@@ -185,12 +187,12 @@ type soakCase struct {
 
 // A soak is one daemon and all that is done to it.
 type soak struct {
-	site   *site
-	k      *daemon
-	seed   uint64
-	groups chan *zoo.Cgroup
-	// outside is another's container.
-	outside *zoo.Cgroup
+	site    *site
+	k       *daemon
+	seed    uint64
+	groups  chan *zoo.Cgroup
+	outside *zoo.Cgroup // another's container
+	inside  bool        // kzr can reap inside a parent
 
 	kills, spared, asked atomic.Int64
 	mu                   sync.Mutex
@@ -314,7 +316,7 @@ func (c *soakCase) run() {
 		c.note(g)
 	}
 
-	guilty := act.guilty
+	guilty := act.guilty || act.inside && !c.inside
 	if act.then != nil {
 		guilty = act.then(c, z, p)
 		began, ready = began.Add(time.Since(ready)), time.Now()
@@ -335,6 +337,12 @@ func (c *soakCase) run() {
 	case act.asked:
 		zoo.Within(c.t, patience, "it has reaped", func() bool {
 			return slices.ContainsFunc(c.about(p), func(e event) bool { return e.Event == "reaped" })
+		})
+		c.asked.Add(1)
+		good = append(good, p)
+	case act.inside:
+		zoo.Within(c.t, patience, "it is reaped inside", func() bool {
+			return slices.ContainsFunc(c.about(p), func(e event) bool { return e.Event == "reaped" && e.By == "kzr" })
 		})
 		c.asked.Add(1)
 		good = append(good, p)
@@ -407,7 +415,7 @@ func soakFor(t *testing.T, mode string, duration time.Duration, seed uint64, onl
 	if only >= 0 {
 		workers = 1
 	}
-	run := &soak{site: s, seed: seed, groups: make(chan *zoo.Cgroup, workers), seen: map[string]int{}}
+	run := &soak{site: s, seed: seed, inside: mode == "--mode=ebpf" && runtime.GOARCH == "amd64", groups: make(chan *zoo.Cgroup, workers), seen: map[string]int{}}
 	groups := workloads(t, "soak"+mode, workers+1)
 	run.outside = groups[workers]
 	for _, g := range groups[:workers] {

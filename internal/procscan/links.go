@@ -211,7 +211,7 @@ func (s *Scanner) cmdline(ctx context.Context, id task.ID) ([]string, error) {
 		return nil, err
 	}
 	defer p.release()
-	return read(ctx, p, p.tenant, patience, func() (args []string, err error) {
+	return readOn(ctx, p.s.cmdlines, p, p.tenant, patience, func() (args []string, err error) {
 		err = p.withBody(func(b body) error {
 			if b.stat.state == 'D' {
 				return nil

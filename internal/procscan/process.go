@@ -25,6 +25,10 @@ const (
 	patience         = 500 * time.Millisecond // for one read
 )
 
+// Command lines are the easiest to hang, and only shown: they have threads of their
+// own, so that containers which hang theirs keep nobody from being looked at.
+const cmdlineThreads = 4
+
 // process is one that is being looked at: its pidfd says whether it lives, and what
 // is read below its directory is about this one or fails, whoever gets its pid next.
 type process struct {
@@ -92,9 +96,13 @@ func (p *process) gone() bool {
 
 // read runs f on a thread of the pool. The process stays open until f is back.
 func read[T any](ctx context.Context, p *process, key string, patience time.Duration, f func() (T, error)) (T, error) {
+	return readOn(ctx, p.s.pool, p, key, patience, f)
+}
+
+func readOn[T any](ctx context.Context, pool *readers.Pool, p *process, key string, patience time.Duration, f func() (T, error)) (T, error) {
 	var begun atomic.Bool
 	p.users.Add(1)
-	v, err := readers.Read(ctx, p.s.pool, key, patience, func() (v T, err error) {
+	v, err := readers.Read(ctx, pool, key, patience, func() (v T, err error) {
 		if !begun.CompareAndSwap(false, true) {
 			return v, ctx.Err()
 		}

@@ -55,7 +55,8 @@ type Scanner struct {
 	ownPIDMax bool          // pid_max is that of that namespace alone
 	usual     time.Duration // see measureUsual
 
-	pool *readers.Pool // for what may never come back
+	pool     *readers.Pool // for what may never come back
+	cmdlines *readers.Pool
 
 	turn    chan struct{} // holds one token: the right to walk
 	workers []*worker     // used by the holder of the turn
@@ -126,6 +127,7 @@ func (s *Scanner) open() error {
 	}
 	s.fillReserve()
 	s.pool = readers.New(poolThreads, threadsPerTenant)
+	s.cmdlines = readers.New(cmdlineThreads, 1)
 	return nil
 }
 
@@ -186,12 +188,17 @@ func (s *Scanner) checkOwn() error {
 func (s *Scanner) OnProgress(f func()) { s.moved = f }
 
 // Lost is how many of the Scanner's threads are with reads that have not come back.
-func (s *Scanner) Lost() int { return s.pool.Lost() }
+func (s *Scanner) Lost() int { return s.pool.Lost() + s.cmdlines.Lost() }
 
-// Close gives the descriptors back. No other method may be running or follow.
+// Close gives the descriptors back. No other method may be running or follow. Where
+// reads have not come back it gives none: those would go on with somebody else's.
 func (s *Scanner) Close() error {
 	if s.pool != nil {
 		s.pool.Close()
+		s.cmdlines.Close()
+		if s.Lost() > 0 {
+			return nil
+		}
 	}
 	s.dropReserve()
 	for _, fd := range []int{s.loadavg, s.pidMax, s.threads} {

@@ -151,7 +151,8 @@ func (l *ladder) releaseSlot() {
 // that it spent stopped, say, so then the wait for the effect of the last signal
 // begins anew; the place in the ladder is kept.
 func (l *ladder) verify(ctx context.Context) *Outcome {
-	for waited := false; !l.sure; {
+	var waited, twice bool
+	for !l.sure {
 		reason, out := l.look(ctx)
 		switch {
 		case out != nil:
@@ -171,6 +172,10 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			return l.dropped(reason)
 		case reason == policy.Dying && !l.struck.IsZero() && time.Since(l.struck) >= l.r.timing.dying:
 			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.struck).Round(time.Second), unix.SignalName(l.lethal)))
+		case reason == policy.Uninterruptible && !twice && l.status.Reason != reason:
+			// Any process is so for moments, as one that reads a disk or is being frozen.
+			twice = true
+			out = l.wait(ctx, 10*time.Millisecond)
 		default:
 			waited = true
 			wait := l.whileDeferred(reason)

@@ -1,7 +1,6 @@
 package reapinside
 
 import (
-	"bytes"
 	"errors"
 	"os"
 	"os/signal"
@@ -15,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kzr/internal/threads"
+	"kzr/internal/footprint"
 )
 
 // The command lines that make kzr's program the helper, or what the helper tries
@@ -188,7 +187,7 @@ func serve() int {
 		go w.run()
 	}
 	settle()
-	dropProgram()
+	footprint.GiveBack()
 	if err := filter(); err != nil {
 		s.hello(Forbidden, err)
 		return 2
@@ -217,7 +216,7 @@ func serve() int {
 // settle makes all threads before the filter, and the process table, stand against
 // more.
 func settle() {
-	threads.Spare(6)
+	footprint.SpareThreads(6)
 	<-time.After(time.Millisecond) // the timers' part of the runtime
 }
 
@@ -266,26 +265,6 @@ func closeOthers() error {
 		}
 	}
 	return nil
-}
-
-// dropProgram gives back what of kzr's program its start has touched. What is needed
-// comes back in the rehearsal, from the page cache.
-func dropProgram() {
-	maps, err := os.ReadFile("/proc/self/maps")
-	exe, err2 := os.Readlink("/proc/self/exe")
-	if err != nil || err2 != nil {
-		return
-	}
-	for line := range bytes.Lines(maps) {
-		line = bytes.TrimSpace(line)
-		m, ok := parseMapping(line)
-		_, rest, _ := bytes.Cut(line, []byte(" "))
-		// Constants are written to when a program is loaded at an address of chance.
-		constants := m.high < 1<<31 && bytes.HasPrefix(rest, []byte("r--p"))
-		if ok && (m.executable || constants) && bytes.HasSuffix(line, []byte(" "+exe)) {
-			_, _, _ = syscall.Syscall(unix.SYS_MADVISE, uintptr(m.low), uintptr(m.high-m.low), unix.MADV_DONTNEED)
-		}
-	}
 }
 
 func (s *server) send(msg any) { _, _ = unix.Write(s.fd, encode(msg)) }
