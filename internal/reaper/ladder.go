@@ -67,6 +67,7 @@ type ladder struct {
 	lethal     unix.Signal   // the last signal really sent that is meant to end it
 	struck     time.Time     // when the first such was sent
 	notes      []string      // for the next message
+	noTerm     string        // why SIGTERM was skipped, for the message about SIGKILL
 	sample     []task.Zombie // some of its zombies when lethal was sent
 }
 

@@ -229,7 +229,7 @@ func (l *ladder) terminate(ctx context.Context) *Outcome {
 		}
 	}
 	if why := l.skipped(policy.Terminate); why != "" {
-		l.addNote("SIGTERM was skipped: " + why)
+		l.noTerm = "SIGTERM was skipped: " + why
 		return nil
 	}
 	if out := l.strike(ctx, unix.SIGTERM); out != nil {
@@ -350,6 +350,10 @@ func (l *ladder) send(ctx context.Context, sig unix.Signal) *Outcome {
 		}
 	} else if l.nudges > 1 {
 		return nil // said already
+	}
+	if lethal && l.noTerm != "" {
+		l.addNote(l.noTerm)
+		l.noTerm = ""
 	}
 	e.Message = l.withNotes(e.Message)
 	l.emit(e)

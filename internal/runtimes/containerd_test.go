@@ -49,7 +49,7 @@ snapshotter = "native"
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 Root = %q
-`, w.path("root"), w.path("state"), disabled, c.address, w.path("opt"), imageZoo, w.path("cni"), w.path("cni"), w.path("runc")))
+`, w.path("root"), w.path("state"), disabled, c.address, w.path("opt"), imagePause, w.path("cni"), w.path("cni"), w.path("runc")))
 	s := w.serve("containerd", "containerd", "--config", config)
 	s.await("the socket of containerd", func() bool {
 		_, err := os.Stat(c.address)
@@ -72,7 +72,7 @@ Root = %q
 	archive := w.write("images.tar", string(images(w.t, w)))
 	w.command("ctr", "--address", c.address, "--namespace", "k8s.io", "images", "import", "--snapshotter", "native", archive)
 	known := cri.NewImageServiceClient(conn)
-	for _, name := range []string{imageZoo, imageKzr} {
+	for _, name := range []string{imageZoo, imageKzr, imagePause} {
 		s.await("CRI to know the image "+name, func() bool {
 			st, err := known.ImageStatus(w.t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
 			return err == nil && st.Image != nil
@@ -144,17 +144,38 @@ func namespaces(pid cri.NamespaceMode) *cri.NamespaceOption {
 
 func (c *containerd) run(namespace, name string, script ...string) box {
 	c.w.t.Helper()
-	b := &criBox{c: c, pod: c.pod(namespace, cri.NamespaceMode_CONTAINER), config: &cri.ContainerConfig{
+	return c.runIn(cri.NamespaceMode_CONTAINER, namespace, name, script...)
+}
+
+// runIn starts a container with its own pid namespace, or that of its pod.
+func (c *containerd) runIn(mode cri.NamespaceMode, namespace, name string, script ...string) *criBox {
+	c.w.t.Helper()
+	b := &criBox{c: c, pod: c.pod(namespace, mode), config: &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
 		Image:    &cri.ImageSpec{Image: imageZoo},
 		Args:     script,
 		LogPath:  name + ".log",
 		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
-			NamespaceOptions: namespaces(cri.NamespaceMode_CONTAINER),
+			NamespaceOptions: namespaces(mode),
 		}},
 	}}
 	b.again()
 	return b
+}
+
+// sandbox is the pid of the pod's pause process.
+func (c *containerd) sandbox(p *pod) int {
+	t := c.w.t
+	t.Helper()
+	st, err := c.cri.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(st.Info["info"]), &info); err != nil {
+		t.Fatal("the pid of a sandbox: ", err)
+	}
+	return info.Pid
 }
 
 // criBox is a container of a pod through all its restarts.

@@ -13,13 +13,14 @@ import (
 	"kzr/internal/zoo"
 )
 
-// The images. Both are one static program and nothing else.
+// The images. Each is one static program and nothing else.
 const (
-	imageZoo = "kzr.test/zoo:1"
-	imageKzr = "kzr.test/kzr:1"
+	imageZoo   = "kzr.test/zoo:1"
+	imageKzr   = "kzr.test/kzr:1"
+	imagePause = "kzr.test/pause:1" // for pods' sandboxes: one that reaps nobody
 )
 
-// images builds both as one archive in the format of `docker save`, which every
+// images builds them as one archive in the format of `docker save`, which every
 // runtime can load.
 func images(t *testing.T, w *world) []byte {
 	t.Helper()
@@ -46,6 +47,7 @@ func images(t *testing.T, w *world) []byte {
 	}{
 		{imageZoo, "zoo", program, []string{"/zoo", "alone"}},
 		{imageKzr, "kzr", kzr, []string{"/kzr"}},
+		{imagePause, "pause", program, []string{"/pause", "alone"}},
 	} {
 		var layer bytes.Buffer
 		l := tar.NewWriter(&layer)

@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -9,16 +10,18 @@ import (
 
 // An event is one line of kzr's log.
 type event struct {
-	Event     string
-	Msg       string
-	PID       int
-	Container string
-	Pod       string
-	Namespace string
-	Rule      string
-	Signal    string
-	Reason    string
-	Source    string
+	Event       string
+	Msg         string
+	PID         int
+	Container   string
+	ContainerID string `json:"container_id"`
+	Pod         string
+	Namespace   string
+	Rule        string
+	Signal      string
+	Reason      string
+	Source      string
+	By          string
 }
 
 // settings are those of every kzr here: quick, and confined by the rules to the
@@ -101,4 +104,16 @@ func (k *watcher) never(window time.Duration, what string, fits func(event) bool
 
 func about(pid int, name, detail string) func(event) bool {
 	return func(e event) bool { return e.PID == pid && e.Event == name && e.Signal+e.Reason == detail }
+}
+
+// explained runs kzr explain, and wants these words in what it says.
+func (w *world) explained(pid int, config string, words ...string) {
+	w.t.Helper()
+	out := w.command(w.program(), "explain", fmt.Sprint(pid), "--config", config)
+	text := strings.Join(strings.Fields(out), " ")
+	for _, want := range words {
+		if !strings.Contains(text, want) {
+			w.t.Errorf("what it says of process %d lacks %q:\n%s", pid, want, out)
+		}
+	}
 }

@@ -38,6 +38,23 @@ func State(pid int) byte {
 	return stat[i+2]
 }
 
+// Parent is the parent of a process, 0 if it is gone.
+func Parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	i := bytes.LastIndex(stat, []byte(") "))
+	if err != nil || i < 0 {
+		return 0
+	}
+	parent, _ := strconv.Atoi(strings.Fields(string(stat[i+2:]))[1])
+	return parent
+}
+
+// Exiting says that a process has no memory any more, but is not gone.
+func Exiting(pid int) bool {
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	return err == nil && bytes.HasPrefix(statm, []byte("0 "))
+}
+
 // Children are the children of a process, dead or alive.
 func Children(pid int) []int {
 	var all []int
