@@ -42,6 +42,8 @@ lint := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 nfpm := .cache/bin/nfpm-$(NFPM_VERSION)
 cyclonedx := .cache/bin/cyclonedx-gomod-$(CYCLONEDX_VERSION)
 need = @deploy/dev/need.sh
+# The real programs that the tests reap inside.
+programs = bash dash busybox python3 node java javac redis-server nginx haproxy
 
 .PHONY: help
 help: ## this list
@@ -63,7 +65,7 @@ run: build ## build kzr and run it on this node; flags in ARGS="--dry-run …"
 
 .PHONY: test
 test: ## the tests, with the race detector, on this kernel; storms, faults and soak are test-hostile
-	$(need) root cc ps tmux
+	$(need) root cc ps tmux $(programs)
 	deploy/dev/test.sh
 
 .PHONY: test-hostile
@@ -72,7 +74,6 @@ test-hostile: ## the rest: storms, faults and DURATION of soak, on a machine wit
 	deploy/dev/test.sh hostile
 
 # They get state, sockets and cgroups of their own, beside those of the machine.
-# Where systemd runs, Debian's packages also start a dockerd for the machine.
 .PHONY: test-runtimes
 test-runtimes: ## the tests with containerd, docker and podman
 	$(need) root cc containerd runc dockerd podman

@@ -188,6 +188,9 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 		case f.Err == nil:
 			r.pass("eBPF: "+f.Name, "works")
 			continue
+		case f.Optional:
+			r.note("eBPF: "+f.Name, "%v: %s", f.Err, f.Hint)
+			continue
 		case c.Mode == config.ModeEBPF:
 			r.fail("eBPF: "+f.Name, f.Hint, f.Err)
 		default:

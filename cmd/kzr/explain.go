@@ -15,6 +15,7 @@ import (
 
 	"kzr/internal/advice"
 	"kzr/internal/config"
+	"kzr/internal/readers"
 	"kzr/internal/report"
 	"kzr/internal/top"
 )
@@ -120,8 +121,11 @@ func runExplain(ctx context.Context, flags *config.Flags, pid, in int, o *output
 	return written(advice.Write(stdout, &parent, columns))
 }
 
-func explained(ctx context.Context, source top.Source, pid int) (report.Detail, error) {
-	d, err := source.Parent(ctx, pid)
+// explained asks more than once on a node that is too busy to answer in time.
+func explained(ctx context.Context, source top.Source, pid int) (d report.Detail, err error) {
+	for tries := 0; tries == 0 || tries < 5 && (errors.Is(err, readers.ErrLate) || errors.Is(err, readers.ErrBusy)); tries++ {
+		d, err = source.Parent(ctx, pid)
+	}
 	if errors.Is(err, report.ErrNotFound) {
 		return d, fmt.Errorf("process %d: %w", pid, err)
 	}

@@ -12,6 +12,8 @@ packages() {
 	cc) echo gcc libc6-dev ;;
 	go) echo golang-go ;;
 	ps) echo procps ;;
+	node) echo nodejs ;;
+	java | javac) echo default-jdk-headless ;;
 	llvm-strip) echo llvm ;;
 	dockerd) echo docker.io ;;
 	systemd-analyze) echo systemd ;;
@@ -47,6 +49,14 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 command -v apt-get >/dev/null || { echo >&2 "not installed: ${missing[*]}" && exit 1; }
 [ "$(id -u)" = 0 ] || { echo >&2 "not installed, which takes root: ${missing[*]}" && exit 1; }
+exec 9>/run/kzr-need.lock && flock 9 # several targets may be at it
 export DEBIAN_FRONTEND=noninteractive
+# Debian's packages start what they bring as a service; the tests start their own.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
 apt-get -qq update
 apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null

@@ -77,7 +77,10 @@ install_it() {
 	want "installing starts nothing" not running kzr
 	want "its binary works" kzr version
 	want "kzr check as root" kzr check
+	want "and it knows which mode it has" checks_mode
 }
+
+checks_mode() { kzr check 2>&1 | tee /tmp/said | grep -q 'ebpf (chosen by auto)'; }
 
 start_it() {
 	mark_journal

@@ -4,7 +4,7 @@
 exec >/dev/null 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C GOTRACEBACK=all
-export KZR_ZOO=/vm/zoo KZR_BIN=/vm/kzr KZR_CONFINED=/vm/confined KZR_OWN_MACHINE=1
+export KZR_ZOO=/vm/zoo KZR_BIN=/vm/kzr KZR_CONFINED=/vm/confined KZR_COMPILED=/vm/compiled KZR_OWN_MACHINE=1
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

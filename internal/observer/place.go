@@ -192,6 +192,16 @@ func (o *Observer) identify(ctx context.Context, id task.ID, f *task.Facts) (tas
 		proc.Unseen = append(proc.Unseen, err.Error())
 	default:
 		proc.Exe, proc.ExeDeleted, proc.Unseen = l.Exe, l.ExeDeleted, l.Unseen
+		if l.Exe == "" && !f.Exiting {
+			// One that has begun to exit meanwhile has no executable any more.
+			found, facts, err := o.opts.Source.Facts(ctx, id.PID)
+			switch {
+			case err == nil && found == id:
+				proc.Facts = facts
+			case err == nil, errors.Is(err, task.ErrGone):
+				return proc, task.ErrGone
+			}
+		}
 	}
 	o.put(&proc, p)
 	return proc, nil

@@ -45,7 +45,7 @@ func TestCapabilitiesAfterLoading(t *testing.T) {
 	}
 	// Since 5.19 unprivileged_bpf_disabled is about making things, not about using them.
 	sysctl, _ := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
-	allowed := strings.TrimSpace(string(sysctl)) == "0" || kernelAtLeast(t, 5, 19)
+	allowed := strings.TrimSpace(string(sysctl)) == "0" || zoo.KernelAtLeast(t, 5, 19)
 	for _, keep := range []struct {
 		name string
 		caps []int

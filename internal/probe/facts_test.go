@@ -408,7 +408,7 @@ func TestStance(t *testing.T) {
 	ctx := context.Background()
 	z := zoo.Start(t, "fork { name=blocks term=block serve } fork { name=busy serve } serve")
 	if p.stance.err != nil {
-		if runtime.GOARCH == "amd64" && kernelAtLeast(t, 5, 15) {
+		if runtime.GOARCH == "amd64" && zoo.KernelAtLeast(t, 5, 15) {
 			t.Fatal(p.stance.err)
 		}
 		if _, err := p.Stance(ctx, identity(t, z.PID)); !errors.Is(err, ErrNoStance) {
@@ -459,17 +459,4 @@ func TestStance(t *testing.T) {
 	if _, err := p.Stance(ctx, task.ID{PID: 4194303, Start: 1}); !errors.Is(err, task.ErrGone) {
 		t.Errorf("a pid that nobody has: %v", err)
 	}
-}
-
-func kernelAtLeast(t *testing.T, major, minor int) bool {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var a, b int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
-		t.Fatal(err)
-	}
-	return a > major || a == major && b >= minor
 }

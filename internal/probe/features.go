@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -15,7 +16,9 @@ import (
 type Feature struct {
 	Name string
 	Err  error  // nil if it is there
-	Hint string // what to do about it if it is not
+	Hint string // what to do about it if it is not, or what kzr does without
+	// Optional is what [Open] does without.
+	Optional bool
 }
 
 // Features probes, one by one, what [Open] needs, and then opens a probe and
@@ -23,24 +26,24 @@ type Feature struct {
 // version, as distributions backport.
 func Features(ctx context.Context, opts Options) []Feature {
 	list := []Feature{
-		{"host pid namespace", inHostNamespace(), "run kzr with hostPID (Kubernetes) or --pid=host (docker)"},
-		{"kernel types (BTF)", types(), "needs Linux 5.5 with CONFIG_DEBUG_INFO_BTF, and /sys mounted"},
-		{"ring buffer", denied(features.HaveMapType(ebpf.RingBuf)), "needs Linux 5.8 and CAP_BPF"},
+		{"host pid namespace", inHostNamespace(), "run kzr with hostPID (Kubernetes) or --pid=host (docker)", false},
+		{"kernel types (BTF)", types(), "needs Linux 5.5 with CONFIG_DEBUG_INFO_BTF, and /sys mounted", false},
+		{"ring buffer", denied(features.HaveMapType(ebpf.RingBuf)), "needs Linux 5.8 and CAP_BPF", false},
 	}
 	p, err := try(ctx, opts)
 	list = append(list, Feature{
 		"load, attach, snapshot", err,
-		"needs Linux 5.8, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a seccomp filter that lets bpf(2) pass",
+		"needs Linux 5.8, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a seccomp filter that lets bpf(2) pass", false,
 	})
 	if err != nil {
 		return list
 	}
-	list = append(list,
-		Feature{"look at one process", p.look().err, "needs Linux 5.10: each look at a parent costs as much as one at the whole node"},
-		Feature{"look at system calls", p.stance.err, "needs Linux 5.15 on x86-64: kzr cannot reap inside a parent"},
-	)
+	list = append(list, Feature{"look at one process", p.look().err, "needs Linux 5.10: each look at a parent costs as much as one at the whole node", true})
+	if runtime.GOARCH == "amd64" { // kzr reaps inside parents nowhere else
+		list = append(list, Feature{"look at system calls", p.stance.err, "needs Linux 5.15: kzr cannot reap inside a parent", true})
+	}
 	if err := p.Close(); err != nil {
-		list = append(list, Feature{"detach", err, ""})
+		list = append(list, Feature{"detach", err, "", false})
 	}
 	return list
 }

@@ -392,7 +392,7 @@ func TestIterOnly(t *testing.T) {
 
 func TestFeatures(t *testing.T) {
 	for _, f := range Features(context.Background(), Options{}) {
-		old := f.Name == "look at system calls" && !kernelAtLeast(t, 5, 15)
+		old := f.Name == "look at system calls" && !zoo.KernelAtLeast(t, 5, 15)
 		if (f.Err != nil) != old {
 			t.Errorf("%s: %v", f.Name, f.Err)
 		}

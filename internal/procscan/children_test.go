@@ -64,6 +64,15 @@ func list(t testing.TB, s *Scanner, id task.ID) (*task.Children, error) {
 	return f.children, nil
 }
 
+// leaders is how many of one dead leader are seen: a directory of descriptors that is
+// empty tells of one, and before Linux 6.2 the size of that is not told.
+func leaders(t *testing.T) int {
+	if zoo.KernelAtLeast(t, 6, 2) {
+		return 1
+	}
+	return 0
+}
+
 func TestBothWaysToOneParentAgree(t *testing.T) {
 	s := openWithChildren(t)
 	for script, want := range map[string]task.Children{
@@ -72,7 +81,7 @@ func TestBothWaysToOneParentAgree(t *testing.T) {
 		"leak=60 fork { serve } serve":        {Reapable: make([]task.Zombie, 60)},
 		"leak=20,thread leak=7 serve":         {Reapable: make([]task.Zombie, 27)},
 		"leak=5 deadleader serve":             {Reapable: make([]task.Zombie, 5)},
-		"fork { deadleader serve } serve":     {Leaders: 1},
+		"fork { deadleader serve } serve":     {Leaders: leaders(t)},
 		"hold=3 { name=tracer serve } serve":  {Traced: 3},
 	} {
 		t.Run(script, func(t *testing.T) {

@@ -172,7 +172,11 @@ func TestSnapshotDeadLeader(t *testing.T) {
 	z := zoo.Start(t, "leak=2 fork { name=kid leak=3 deadleader serve } serve")
 	kid := z.Named("kid")
 	zoo.Within(t, soon, "the leader is dead", func() bool { return kid.State() == 'Z' })
-	if got := both(t, s, z.PID); len(got.Reapable) != 2 || got.Leaders != 1 {
+	leaders := 0 // in a walk an empty directory of descriptors tells, if its size does
+	if zoo.KernelAtLeast(t, 6, 2) {
+		leaders = 1
+	}
+	if got := both(t, s, z.PID); len(got.Reapable) != 2 || got.Leaders != leaders {
 		t.Errorf("%+v", got)
 	}
 	// It is a parent itself, alive.

@@ -154,7 +154,7 @@ func TestBlockingCalls(t *testing.T) {
 }
 
 // What must not be touched is not, and goes on.
-func TestRefusals(t *testing.T) {
+func TestScenario58Refusals(t *testing.T) {
 	h := helper(t)
 	none := func(*task.Stance) {}
 	forbids := func(st *task.Stance) { st.MayWait = false }

@@ -389,7 +389,7 @@ func (s *subject) killWorker() bool {
 
 // The helper ends at each point of its work, again and again, with the same parent:
 // the parent brings itself back, and nothing it does goes wrong.
-func TestHelperDiesAtEachPoint(t *testing.T) {
+func TestScenario58HelperDiesAtEachPoint(t *testing.T) {
 	_, deaths := length(t)
 	programs := []owner{}
 	for _, o := range owners {
@@ -486,7 +486,7 @@ var starting sync.Mutex
 
 // Whoever kills the helper, or kzr, whenever: the parent is unharmed, and a helper
 // without kzr ends.
-func TestKilledAtRandom(t *testing.T) {
+func TestScenario58KilledAtRandom(t *testing.T) {
 	long, deaths := length(t)
 	for _, who := range []string{"helper", "kzr"} {
 		for _, name := range []string{"node", "python subprocess", "go", "C with epoll", "registers"} {
@@ -588,7 +588,7 @@ func beClient() {
 
 // Signals come meanwhile: each arrives once, in order, with its value, and no call
 // ends that would not have.
-func TestSignalsMeanwhile(t *testing.T) {
+func TestScenario58SignalsMeanwhile(t *testing.T) {
 	const n = 1500
 	h := helper(t)
 	var all tally
@@ -632,7 +632,7 @@ func TestSignalsMeanwhile(t *testing.T) {
 
 // The parent executes another program, exits or is killed meanwhile: whoever waits for
 // it learns of that at once, and rightly.
-func TestEndsMeanwhile(t *testing.T) {
+func TestScenario58EndsMeanwhile(t *testing.T) {
 	long, _ := length(t)
 	h := helper(t)
 	t.Run("exec", func(t *testing.T) {

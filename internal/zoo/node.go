@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -79,6 +80,37 @@ func Zombies(pid int) int {
 		}
 	}
 	return n
+}
+
+// KernelAtLeast says whether this machine's kernel is of this version or a later one.
+func KernelAtLeast(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	var x, y int
+	err := unix.Uname(&u)
+	if err == nil {
+		_, err = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y)
+	}
+	if err != nil {
+		t.Fatal("the kernel's version:", err)
+	}
+	return x > major || x == major && y >= minor
+}
+
+// Compile compiles a C program with these arguments to the compiler and returns where
+// it is. On a machine without a compiler it takes NAME from the directory
+// KZR_COMPILED.
+func Compile(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	if dir := os.Getenv("KZR_COMPILED"); dir != "" {
+		return filepath.Join(dir, name)
+	}
+	path := filepath.Join(t.TempDir(), name)
+	cc := exec.CommandContext(t.Context(), "cc", append([]string{"-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path}, args...)...)
+	if out, err := cc.CombinedOutput(); err != nil {
+		t.Fatalf("compiling %s: %v\n%s", name, err, out)
+	}
+	return path
 }
 
 // Install puts a copy of the program at path, which must be free, until the test
