@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync/atomic"
 
 	"kzr/internal/config"
@@ -33,7 +32,11 @@ type node struct {
 // openNode opens what the mode asks for. For one look the exit program is not loaded: it
 // costs the verifier more time than the look takes.
 func openNode(c config.Config, once bool) (*node, error) {
-	proc, err := procscan.New("/proc")
+	open := procscan.New
+	if once {
+		open = procscan.NewOnce
+	}
+	proc, err := open("/proc")
 	if err != nil {
 		return nil, err
 	}
@@ -73,33 +76,8 @@ func (n *node) close() {
 
 // policyHost is the host side as the policy needs it.
 func (n *node) policyHost() (policy.Host, error) {
-	ancestors, err := n.ancestors()
+	ancestors, err := n.proc.Ancestors()
 	return policy.Host{PIDNS: n.host.PIDNS, MntNS: n.host.HostMntNS, UserNS: n.host.HostUserNS, Ancestors: ancestors}, err
-}
-
-// ancestors are kzr and those above it, as far up as they can be seen.
-func (n *node) ancestors() ([]task.ID, error) {
-	const tries = 3
-	for i := 1; ; i++ {
-		var ancestors []task.ID
-		pid := os.Getpid()
-		for pid > 0 {
-			id, facts, err := n.proc.Facts(context.Background(), pid)
-			if errors.Is(err, task.ErrGone) {
-				break
-			}
-			if err != nil {
-				return nil, fmt.Errorf("finding kzr's ancestors: %w", err)
-			}
-			ancestors = append(ancestors, id)
-			pid = facts.PPID
-		}
-		// An ancestor that ended while we looked leaves us to another one. One that
-		// is never there is hidden from kzr (hidepid), and so no target either.
-		if pid == 0 || i == tries {
-			return ancestors, nil
-		}
-	}
 }
 
 // options are those of a daemon on this node.

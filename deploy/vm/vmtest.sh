@@ -113,10 +113,11 @@ boot() {
 	local qemu machine console
 	case $(arch "$suite") in
 	amd64)
-		# A plain CPU is the fastest to emulate, but a way back out of wait4 takes XSAVE. With
+		# A plain CPU is the fastest to emulate, but a way back out of wait4 takes XSAVE (and Linux
+		# XSAVEOPT, or it does not boot). With
 		# cx16, or the time stamp counter watched, 6.12 crashes at random in QEMU 7.2.
 		qemu=qemu-system-x86_64 console=ttyS0
-		machine=(-cpu "qemu64,-cx16,+xsave" -serial "file:$logs/$name.log")
+		machine=(-cpu "qemu64,-cx16,+xsave,+xsaveopt" -serial "file:$logs/$name.log")
 		;;
 	arm64)
 		# Not max, for which QEMU would work out pointer authentication. The second

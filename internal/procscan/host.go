@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/task"
 )
 
 // Inode numbers that the kernel gives to the initial namespaces:
@@ -198,4 +200,30 @@ func (h *Host) Limitations() []string {
 		add("%s: frozen processes and pids limits are not recognised", h.CgroupError)
 	}
 	return list
+}
+
+// Ancestors are this process and those above it, as far up as they can be seen. They
+// are nobody's who means harm: no look at them hangs.
+func (s *Scanner) Ancestors() ([]task.ID, error) {
+	const tries = 3
+	for i := 1; ; i++ {
+		var ancestors []task.ID
+		pid := os.Getpid()
+		for pid > 0 {
+			st, err := statOf(s.root, strconv.Itoa(pid)+"/stat")
+			if gone(err) || denied(err) {
+				break
+			}
+			if err != nil {
+				return nil, fmt.Errorf("finding kzr's ancestors: process %d: %w", pid, err)
+			}
+			ancestors = append(ancestors, task.ID{PID: pid, Start: st.start})
+			pid = int(st.ppid)
+		}
+		// An ancestor that ended while we looked leaves us to another one. One that
+		// is never there is hidden from kzr (hidepid), and so no target either.
+		if pid == 0 || i == tries {
+			return ancestors, nil
+		}
+	}
 }

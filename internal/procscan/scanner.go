@@ -78,7 +78,12 @@ type Scanner struct {
 // New opens the proc file system mounted at root, normally "/proc". The error
 // says so if there is none there, and wraps ErrForeign if it belongs to another
 // pid namespace.
-func New(root string) (*Scanner, error) {
+func New(root string) (*Scanner, error) { return newScanner(root, poolThreads, cmdlineThreads) }
+
+// NewOnce is New for who looks once, and ends if it hangs: with few threads.
+func NewOnce(root string) (*Scanner, error) { return newScanner(root, threadsPerTenant+1, 1) }
+
+func newScanner(root string, poolThreads, cmdlineThreads int) (*Scanner, error) {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening the proc file system at %s: %w", root, err)
@@ -90,6 +95,8 @@ func New(root string) (*Scanner, error) {
 		_ = s.Close()
 		return nil, err
 	}
+	s.pool = readers.New(poolThreads, threadsPerTenant)
+	s.cmdlines = readers.New(cmdlineThreads, 1)
 	return s, nil
 }
 
@@ -126,8 +133,6 @@ func (s *Scanner) open() error {
 		s.workers = append(s.workers, s.newWorker())
 	}
 	s.fillReserve()
-	s.pool = readers.New(poolThreads, threadsPerTenant)
-	s.cmdlines = readers.New(cmdlineThreads, 1)
 	return nil
 }
 
