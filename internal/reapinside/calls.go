@@ -22,7 +22,7 @@ type span func(args *[6]uint64, timespec func(addr uint64) time.Duration) time.D
 
 // A call that can be interrupted without a trace, by its number on x86-64: the kernel
 // restarts it, or does so once -ERESTARTNOHAND stands in place of -EINTR. Each has
-// been tried on a real kernel (TestBlockingCalls). In user mode anything can be.
+// been tried on a real kernel (TestScenario57BlockingCalls). In user mode anything can be.
 type call struct {
 	name string
 	// except says with which arguments it cannot be; nil is with none.

@@ -34,7 +34,7 @@ func record(t *testing.T, times int, format string, args ...any) {
 // goes on: it returns what it would have returned, when it would have, or, where a
 // timeout had to begin anew, that much later, which the answer says. Those that cannot
 // go on without a trace are not interrupted.
-func TestBlockingCalls(t *testing.T) {
+func TestScenario57BlockingCalls(t *testing.T) {
 	const blocked, interrupted = 800 * time.Millisecond, 500 * time.Millisecond
 	h := helper(t)
 	cases := []struct {

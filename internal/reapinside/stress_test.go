@@ -241,7 +241,7 @@ func (o *owner) begin(t *testing.T, every time.Duration) (s *subject, finish fun
 
 // Real programs, pid 1 of a namespace into which orphans pour, make and await children
 // of their own: every status is right, and every orphan is reaped.
-func TestPrograms(t *testing.T) {
+func TestScenario57RealPrograms(t *testing.T) {
 	long, _ := length(t)
 	h := helper(t)
 	var mu sync.Mutex
@@ -685,7 +685,7 @@ func TestScenario58EndsMeanwhile(t *testing.T) {
 }
 
 // Many zombies: how fast, and how long the parent stands still.
-func TestMany(t *testing.T) {
+func TestScenario56Thousands(t *testing.T) {
 	const n = 3000
 	h := helper(t)
 	for _, argv := range [][]string{{"sleep", "1000"}, {victim(t), "be", "spin"}} {

@@ -70,6 +70,29 @@ var situations = map[int]string{
 	35: "exec by a thread that is not the leader",
 	36: "50 targets at once with 6 kills a minute",
 	37: "kzr's own children",
+	38: "parent stopped, in vfork or traced by its own child for ever",
+	39: "zombies held by a sibling that traces and never waits",
+	40: "many parents just under the threshold, or under a tenth of a limit",
+	41: "workload that has used up its kills and fills the node",
+	42: "container that restarts and fills its own pids.max again and again",
+	43: "eight leaking workers side by side in one container",
+	44: "zombie handed from subreaper to subreaper before grace ends",
+	45: "reaps one zombie per SIGCHLD",
+	46: "parent blocked in wait for one living child",
+	47: "zombies put on a more privileged parent",
+	48: "65,536 groups in every process",
+	49: "dead leader, threads that come and go",
+	50: "a look that never comes back",
+	51: "epoll watches used up",
+	52: "a decision that flips every second",
+	53: "many cgroups or units of one owner",
+	54: "100,000 zombies of a spared workload on the node",
+	55: "kzr restarted, and crash-looping, while a workload leaks",
+	56: "adopted zombies under programs that are pid 1",
+	57: "own and adopted zombies mixed",
+	58: "refusals of reaping inside; deaths, signals, exec meanwhile",
+	59: "shim that does not reap; container init that waits for the dead",
+	60: "pause process that does not reap",
 }
 
 // A line of `go test -json`.
@@ -213,8 +236,8 @@ func write(out io.Writer, tries map[string]*try, machine string) (failed bool) {
 	rows := rows(tries)
 	fmt.Fprintf(out, `# What was tried, how often, and what happened
 
-Made by `+"`make reliability`"+` from the output of the tests in internal/e2e, which start the built program beside real
-processes; not edited by hand. %s.
+Made by `+"`make reliability`"+` from the output of the tests in internal/e2e, internal/reapinside and internal/runtimes, which
+start the built program or its helper beside real processes; not edited by hand. %s.
 
 | # | situation | test | times | result |
 |--:|---|---|--:|---|
