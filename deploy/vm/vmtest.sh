@@ -51,7 +51,7 @@ kernel_tests() {
 	cat <<-END
 		confine
 		probe -test.short
-		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotsAreForgotten|TestSnapshotInAStorm|TestVeryManyChildrenNeedOneWalk
+		procscan -test.skip=TestListWhileItsHeadGoes|TestSnapshotMemory|TestSnapshotsAreForgotten|TestSnapshotInAStorm|TestVeryManyChildrenNeedOneWalk|TestSnapshotOfACrowdWithGroups|TestFactsOfASlowProcess
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more|TestReapsOneAtATime
 		tracker
 		$reapinside
@@ -80,7 +80,7 @@ build_tests() {
 	mkdir "$dir/vm/compiled"
 	compile "$dir/vm/compiled/hostile" procscan/testdata/hostile.c -pthread
 	if [ "$GOARCH" = amd64 ]; then
-		compile "$dir/vm/compiled/victim" reapinside/testdata/victim.c -pthread -mno-red-zone
+		compile "$dir/vm/compiled/victim" reapinside/testdata/victim.c -pthread -mno-red-zone -DMS=4000
 		compile "$dir/vm/compiled/bare" reapinside/testdata/bare.c "${bare[@]}"
 		compile "$dir/vm/compiled/bare32" reapinside/testdata/bare.c -m32 "${bare[@]}"
 	fi

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/task"
+	"kzr/internal/zoo"
 )
 
 // record says, for docs/RELIABILITY.md, how often something was tried and what came
@@ -35,7 +36,7 @@ func record(t *testing.T, times int, format string, args ...any) {
 // timeout had to begin anew, that much later, which the answer says. Those that cannot
 // go on without a trace are not interrupted.
 func TestScenario57BlockingCalls(t *testing.T) {
-	const blocked, interrupted = 800 * time.Millisecond, 500 * time.Millisecond
+	blocked, interrupted := 800*slow*time.Millisecond, 500*slow*time.Millisecond
 	h := helper(t)
 	cases := []struct {
 		name, want string
@@ -104,6 +105,9 @@ func TestScenario57BlockingCalls(t *testing.T) {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
+				if c.name == "connect_tcp" && slow > 1 {
+					t.Skip("an emulated machine has no network")
+				}
 				s := launch(t, false, 3, 0, victim(t), "call", c.name)
 				if got := s.line(); got != "READY" {
 					t.Fatal(got)
@@ -111,11 +115,11 @@ func TestScenario57BlockingCalls(t *testing.T) {
 				began := time.Now()
 				orphans := s.settled(3)
 				time.Sleep(time.Until(began.Add(interrupted)))
-				patience := 150 * time.Millisecond
+				patience := 150 * slow * time.Millisecond
 				if c.refused == None {
-					patience = 250 * time.Millisecond
+					patience = 250 * slow * time.Millisecond
 				}
-				res, err := h.Reap(context.Background(), s.pidfd, Request{Parent: s.id, Zombies: orphans, Stance: s.stance(nil), Patience: patience})
+				res, err := s.reapAll(h, Request{Parent: s.id, Zombies: orphans, Stance: s.stance(nil), Patience: patience})
 				at := time.Since(began)
 				if err != nil {
 					t.Error(err)
@@ -132,15 +136,15 @@ func TestScenario57BlockingCalls(t *testing.T) {
 				if line[:i] != c.want {
 					t.Errorf("it returned %s, not %s", line[:i], c.want)
 				}
-				took, most := time.Duration(ms)*time.Millisecond, blocked+400*time.Millisecond
+				took, most := time.Duration(ms)*time.Millisecond, blocked+400*slow*time.Millisecond
 				if c.timeout != 0 {
 					most += at
 				}
 				if c.name == "connect_tcp" || c.name == "busy" {
-					most += time.Second // a retransmission; twice the work
+					most += slow * time.Second // a retransmission; twice the work
 				}
 				// What ends the call begins to wait a little earlier than it.
-				if took < blocked-150*time.Millisecond || took > most {
+				if took < blocked-150*slow*time.Millisecond || took > most {
 					t.Errorf("it returned after %v", took)
 				}
 				mu.Lock()
@@ -153,12 +157,30 @@ func TestScenario57BlockingCalls(t *testing.T) {
 	record(t, len(cases), "blocked in each, reaped or refused as it should be, and each returned as if nothing had been; longest stop %v", stops[len(stops)-1].Round(10*time.Microsecond))
 }
 
+// reapAll is one request; an emulated machine may need several for its zombies.
+func (s *subject) reapAll(h *Helper, req Request) (Result, error) {
+	res, err := h.Reap(context.Background(), s.pidfd, req)
+	for tries := 1; slow > 1 && err == nil && res.Left > 0 && (res.Refusal == None || res.Refusal == RestartableSequence) && tries < 100; tries++ {
+		had := res
+		req.Zombies = s.orphans()
+		if res, err = h.Reap(context.Background(), s.pidfd, req); err == nil {
+			res.Reaped, res.Batches, res.Stopped = res.Reaped+had.Reaped, res.Batches+had.Batches, res.Stopped+had.Stopped
+			res.Longest = max(res.Longest, had.Longest)
+		}
+	}
+	return res, err
+}
+
 // What must not be touched is not, and goes on.
 func TestScenario58Refusals(t *testing.T) {
 	h := helper(t)
 	none := func(*task.Stance) {}
 	forbids := func(st *task.Stance) { st.MayWait = false }
 	be := func(name string) []string { return []string{victim(t), "be", name} }
+	frozen := Uninterruptible
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		frozen = Frozen // in version 2 it sleeps like any other
+	}
 	cases := []struct {
 		name   string
 		argv   []string
@@ -198,7 +220,7 @@ func TestScenario58Refusals(t *testing.T) {
 			s.until(func() bool { return s.stateNow() == "T" })
 			t.Cleanup(func() { unix.Kill(s.id.PID, unix.SIGCONT) })
 		}},
-		{name: "frozen", argv: be("sleep"), want: Uninterruptible, do: freeze},
+		{name: "frozen", argv: be("sleep"), want: frozen, do: freeze},
 		{name: "traced", argv: be("sleep"), want: Traced, do: func(t *testing.T, s *subject) {
 			traceFor(t, s.id.PID)
 		}},
@@ -209,6 +231,12 @@ func TestScenario58Refusals(t *testing.T) {
 		for _, c := range cases {
 			t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 				t.Parallel()
+				if strings.HasPrefix(c.name, "user dispatch") && !zoo.KernelAtLeast(t, 5, 11) {
+					t.Skip("before Linux 5.11 there is none")
+				}
+				if c.name == "frozen" && frozen == Frozen && !zoo.KernelAtLeast(t, 5, 15) {
+					t.Skip("only the stance tells, which kzr cannot read before Linux 5.15")
+				}
 				s := launch(t, false, 3, 0, c.argv...)
 				orphans := s.settled(3)
 				if len(c.argv) > 1 {
@@ -217,7 +245,7 @@ func TestScenario58Refusals(t *testing.T) {
 					}
 					time.Sleep(50 * time.Millisecond)
 				} else {
-					s.until(func() bool { return s.status("Name") == "bare" || strings.HasPrefix(s.status("Name"), "bare-") })
+					s.until(func() bool { return strings.HasPrefix(s.status("Name"), "bare") })
 				}
 				if c.do != nil {
 					c.do(t, s)
@@ -226,7 +254,7 @@ func TestScenario58Refusals(t *testing.T) {
 				if c.change == nil {
 					c.change = none
 				}
-				res, err := h.Reap(context.Background(), s.pidfd, Request{Parent: s.id, Zombies: orphans, Stance: s.stance(c.change), Patience: 500 * time.Millisecond})
+				res, err := s.reapAll(h, Request{Parent: s.id, Zombies: orphans, Stance: s.stance(c.change), Patience: 500 * slow * time.Millisecond})
 				if err != nil || res.Refusal != c.want || (res.Reaped == 3) != (c.want == None) || res.Left+res.Reaped != 3 {
 					t.Fatalf("%+v, %v; want %v", res, err, c.want)
 				}

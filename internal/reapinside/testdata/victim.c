@@ -63,7 +63,9 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
-#define MS 800 // after which each call returns
+#ifndef MS
+#define MS 800 // after which each call returns; an emulated machine needs more
+#endif
 
 static _Noreturn void die(const char *what) { perror(what); _exit(99); }
 static int must(int r, const char *what) { if (r < 0) die(what); return r; }
@@ -125,8 +127,8 @@ static void launch(char **argv)
 
 static pid_t me;
 static char big[4 << 20];
-static struct timespec span = {0, MS * 1000000L};
-static struct timeval spanv = {0, MS * 1000L};
+static struct timespec span = {MS / 1000, MS % 1000 * 1000000L};
+static struct timeval spanv = {MS / 1000, MS % 1000 * 1000L};
 static int p[2], sp[2];
 static char path[64];
 static sigset_t usr1, none;
@@ -141,7 +143,8 @@ static struct timespec deadline(clockid_t c)
 {
 	struct timespec t;
 	clock_gettime(c, &t);
-	t.tv_nsec += MS * 1000000L;
+	t.tv_sec += MS / 1000;
+	t.tv_nsec += MS % 1000 * 1000000L;
 	if (t.tv_nsec >= 1000000000) { t.tv_sec++; t.tv_nsec -= 1000000000; }
 	return t;
 }
@@ -416,7 +419,7 @@ static long uring(int together)
 	int u = must(syscall(SYS_io_uring_setup, 4, &q), "io_uring_setup");
 	unsigned char *sq = mmap(NULL, q.sq_off.array + q.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, u, IORING_OFF_SQ_RING);
 	struct io_uring_sqe *e = mmap(NULL, q.sq_entries * sizeof *e, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, u, IORING_OFF_SQES);
-	static struct __kernel_timespec k = {0, MS * 1000000L};
+	static struct __kernel_timespec k = {MS / 1000, MS % 1000 * 1000000L};
 	*e = (struct io_uring_sqe){.opcode = IORING_OP_TIMEOUT, .addr = (uintptr_t)&k, .len = 1};
 	*(unsigned *)(sq + q.sq_off.array) = 0;
 	*(unsigned *)(sq + q.sq_off.tail) = 1;
