@@ -21,11 +21,13 @@ type kzrCgroups struct {
 }
 
 type kzrCounters struct {
-	_     structs.HostLayout
-	Exits uint64
-	Walks uint64
-	Hints uint64
-	Lost  uint64
+	_      structs.HostLayout
+	Exits  uint64
+	Walks  uint64
+	Hints  uint64
+	Lost   uint64
+	Jiffy  uint64
+	Moment uint64
 }
 
 type kzrFacts struct {
@@ -184,6 +186,7 @@ const (
 	kzrVarEpoch         = "epoch"
 	kzrVarLevel         = "level"
 	kzrVarStanceOf      = "stance_of"
+	kzrVarTick          = "tick"
 	kzrVarUnusedCgroups = "unused_cgroups"
 	kzrVarUnusedFacts   = "unused_facts"
 	kzrVarUnusedHint    = "unused_hint"
@@ -267,6 +270,7 @@ type kzrVariableSpecs struct {
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	Level         *ebpf.VariableSpec `ebpf:"level"`
 	StanceOf      *ebpf.VariableSpec `ebpf:"stance_of"`
+	Tick          *ebpf.VariableSpec `ebpf:"tick"`
 	UnusedCgroups *ebpf.VariableSpec `ebpf:"unused_cgroups"`
 	UnusedFacts   *ebpf.VariableSpec `ebpf:"unused_facts"`
 	UnusedHint    *ebpf.VariableSpec `ebpf:"unused_hint"`
@@ -330,6 +334,7 @@ type kzrVariables struct {
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	Level         *ebpf.Variable `ebpf:"level"`
 	StanceOf      *ebpf.Variable `ebpf:"stance_of"`
+	Tick          *ebpf.Variable `ebpf:"tick"`
 	UnusedCgroups *ebpf.Variable `ebpf:"unused_cgroups"`
 	UnusedFacts   *ebpf.Variable `ebpf:"unused_facts"`
 	UnusedHint    *ebpf.Variable `ebpf:"unused_hint"`

@@ -125,6 +125,13 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
 		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
+	var tick unix.Timespec // the coarse clock goes on with each
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return nil, fmt.Errorf("asking for the length of a tick: %w", err)
+	}
+	if err := spec.Variables["tick"].Set(uint64(tick.Nano())); err != nil {
+		return nil, fmt.Errorf("setting the length of a tick: %w", err)
+	}
 	// The kernel's types take longer to read than a program to load.
 	p.types = &ebpf.CollectionOptions{Cache: btf.NewCache()}
 	var err error

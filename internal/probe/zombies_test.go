@@ -236,7 +236,7 @@ func TestHeld(t *testing.T) {
 		t.Fatalf("the tracer holds %v", c.Held)
 	}
 	for _, h := range c.Held {
-		if h.Of != parent || !h.Has(task.Held) || h.Since() < from || h.Since() > to+time.Millisecond {
+		if h.Of != parent || !h.Has(task.Held) || h.Since() < from || h.Since() > to+late(t) {
 			t.Errorf("it holds %d of %v, since %v", h.PID(), h.Of, h.Since())
 		}
 	}
@@ -296,7 +296,8 @@ func TestSnapshotOfChurn(t *testing.T) {
 		t.Run(script, func(t *testing.T) {
 			z := zoo.Start(t, "%s", script)
 			id := identity(t, z.PID)
-			began := task.Now() + time.Millisecond
+			began := task.Now() + late(t)
+			time.Sleep(late(t))
 			stop, stopped := make(chan bool), make(chan bool)
 			go func() {
 				defer close(stopped)

@@ -283,7 +283,7 @@ func sample(all []task.Zombie, now time.Duration) []ZombieChild {
 	for i, z := range best {
 		out[i] = ZombieChild{PID: z.PID(), StartTime: z.Start()}
 		if z.Since() != 0 {
-			age := Seconds(now - z.Since())
+			age := Seconds(max(0, now-z.Since()))
 			out[i].AgeSeconds = &age
 		}
 	}
