@@ -24,7 +24,7 @@ some() {
 emulated ./internal/advice ./internal/config ./internal/container ./internal/daemon ./internal/glob \
 	./internal/policy ./internal/top ./internal/tracker
 emulated -skip '^Test(ListenPeers|Takeover(OfStopped|Race))$' ./internal/report
-some ./internal/procscan Parse Field SplitCmdline NextPID Chain Hidden SnapshotLeaker SnapshotCounts SnapshotNever \
-	'Inspect$' InspectGone InspectZombie InspectHostile Node
-some ./internal/reaper Kills Reservation PerWorkload OneAtATime Changed LimitsAre Ladder Fresh Vanishes Identity PutOff \
-	ZombiesMove DryRun Cancel RateLimited Blind Waiting 'Rehearse$'
+some ./internal/procscan Parse Field SplitCmdline NextPID Chain Hidden SnapshotCounts SnapshotNever \
+	InspectGone InspectZombie InspectHostile 'Node$'
+some ./internal/reaper Kills Reservation PerWorkload OneAtATime Changed LimitsAre Ladder Fresh Vanishes Identity Deferred \
+	DryRun Cancel RateLimited Blind Waiting 'Rehearse$'

@@ -20,6 +20,7 @@ ip link set lo up
 # Little memory makes for a small limit, below what some tests fill.
 echo 100000 >/proc/sys/kernel/threads-max
 exec >/dev/ttyS1 2>&1
+# shellcheck disable=SC3045 # dash has it
 ulimit -n 65536
 
 echo "Linux $(uname -r)"
