@@ -115,9 +115,6 @@ volatile __u32 level = 50;
  * is not attached. */
 volatile __u64 attached = ~0ULL;
 
-/* A jiffy, ns; set by user space. */
-volatile __u64 tick = 10000000;
-
 /* Number of the snapshot that is being taken. */
 volatile __u32 epoch = 0;
 
@@ -339,16 +336,16 @@ static __always_inline void hand_on(struct task_struct *task)
 }
 
 /* To read the clock is a third of what an exit costs, so each CPU does that once in a
- * tick. A moment is a tick late at most, and never early: nothing is made older than it
- * is. (jiffies stand still for five ticks at most when their CPU does not run.) */
+ * tick. A moment is a tick early at most, which user space makes up for. (jiffies stand
+ * still for five ticks at most when their CPU does not run.) */
 static __always_inline __u64 now(struct counters *c)
 {
 	__u64 jiffy = bpf_jiffies64();
 
-	if (c->jiffy == jiffy)
-		return c->moment + tick;
-	c->moment = bpf_ktime_get_ns();
-	c->jiffy = jiffy;
+	if (c->jiffy != jiffy) {
+		c->moment = bpf_ktime_get_ns();
+		c->jiffy = jiffy;
+	}
 	return c->moment;
 }
 

@@ -38,8 +38,9 @@ func newScan() *cobra.Command {
 		Short: "List processes with zombie children, once",
 		Long: "List processes with zombie children, and what kzr does about each. If a daemon\n" +
 			"is running, its view is shown, with the ages that it knows. Otherwise, or if a\n" +
-			"flag changes a setting, scan looks for itself; with mode auto through /proc if the\n" +
-			"node has fewer than 10,000 tasks, as that is faster. It sends no signals.",
+			"flag changes a setting, scan looks for itself. With mode auto it does so through\n" +
+			"/proc if the node has fewer than 10,000 tasks, as that is faster. It sends no\n" +
+			"signals.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			doc, err := runScan(cmd.Context(), flags, cmd.ErrOrStderr())

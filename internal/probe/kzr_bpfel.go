@@ -186,7 +186,6 @@ const (
 	kzrVarEpoch         = "epoch"
 	kzrVarLevel         = "level"
 	kzrVarStanceOf      = "stance_of"
-	kzrVarTick          = "tick"
 	kzrVarUnusedCgroups = "unused_cgroups"
 	kzrVarUnusedFacts   = "unused_facts"
 	kzrVarUnusedHint    = "unused_hint"
@@ -270,7 +269,6 @@ type kzrVariableSpecs struct {
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	Level         *ebpf.VariableSpec `ebpf:"level"`
 	StanceOf      *ebpf.VariableSpec `ebpf:"stance_of"`
-	Tick          *ebpf.VariableSpec `ebpf:"tick"`
 	UnusedCgroups *ebpf.VariableSpec `ebpf:"unused_cgroups"`
 	UnusedFacts   *ebpf.VariableSpec `ebpf:"unused_facts"`
 	UnusedHint    *ebpf.VariableSpec `ebpf:"unused_hint"`
@@ -334,7 +332,6 @@ type kzrVariables struct {
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	Level         *ebpf.Variable `ebpf:"level"`
 	StanceOf      *ebpf.Variable `ebpf:"stance_of"`
-	Tick          *ebpf.Variable `ebpf:"tick"`
 	UnusedCgroups *ebpf.Variable `ebpf:"unused_cgroups"`
 	UnusedFacts   *ebpf.Variable `ebpf:"unused_facts"`
 	UnusedHint    *ebpf.Variable `ebpf:"unused_hint"`

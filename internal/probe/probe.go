@@ -84,6 +84,7 @@ type Probe struct {
 	iter    *link.Iter
 	stance  *stance
 	offsets task.Offsets
+	tick    time.Duration // how early the exit program's moments may be
 
 	types    *ebpf.CollectionOptions // for what is loaded later
 	lookOnce sync.Once
@@ -121,16 +122,13 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	// needed, creating the map says so.
 	memlock := rlimit.RemoveMemlock()
 
-	p := &Probe{offsets: opts.Offsets, buf: make([]byte, 64<<10), many: map[task.ID]int{}}
-	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
-		return nil, fmt.Errorf("setting the hint level: %w", err)
-	}
 	var tick unix.Timespec // the coarse clock goes on with each
 	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
 		return nil, fmt.Errorf("asking for the length of a tick: %w", err)
 	}
-	if err := spec.Variables["tick"].Set(uint64(tick.Nano())); err != nil {
-		return nil, fmt.Errorf("setting the length of a tick: %w", err)
+	p := &Probe{offsets: opts.Offsets, tick: time.Duration(tick.Nano()), buf: make([]byte, 64<<10), many: map[task.ID]int{}}
+	if err := spec.Variables["level"].Set(uint32(max(opts.Level, MinLevel))); err != nil {
+		return nil, fmt.Errorf("setting the hint level: %w", err)
 	}
 	// The kernel's types take longer to read than a program to load.
 	p.types = &ebpf.CollectionOptions{Cache: btf.NewCache()}

@@ -183,7 +183,8 @@ func (p *Probe) zombie(z *kzrZombie) task.Zombie {
 	}
 	var since time.Duration
 	if z.Exited != 0 {
-		since = time.Duration(z.Exited) + p.offsets.Monotonic
+		// What the exit program noted is a tick early at most: nothing is made older.
+		since = time.Duration(z.Exited) + p.tick + p.offsets.Monotonic
 	}
 	return task.NewZombie(int(z.Pid), p.ticks(z.Start), since, flags)
 }
