@@ -153,6 +153,7 @@ func (l *ladder) releaseSlot() {
 // begins anew; the place in the ladder is kept.
 func (l *ladder) verify(ctx context.Context) *Outcome {
 	var waited, twice bool
+	var unknown int
 	for !l.sure {
 		reason, out := l.look(ctx)
 		switch {
@@ -177,6 +178,11 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			// Any process is so for moments, as one that reads a disk or is being frozen.
 			twice = true
 			out = l.wait(ctx, 10*time.Millisecond)
+		case reason == policy.Traced && l.seen.Process.Tracer.PID == 0 && unknown < unknownTracer && l.status.Reason != reason:
+			// Nobody could tell in time, as on a busy machine. That is no news yet.
+			unknown++
+			waited = true
+			out = l.whileDeferred(reason)(ctx, l.r.timing.look)
 		default:
 			waited = true
 			wait := l.whileDeferred(reason)
@@ -189,6 +195,10 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 	}
 	return nil
 }
+
+// unknownTracer is how many looks may fail to tell whether there is a tracer before
+// that is said.
+const unknownTracer = 5
 
 // look looks at the parent and then at the pidfd, which makes certain that what
 // was seen was the parent (see ladder). It returns why no signal may be sent,
