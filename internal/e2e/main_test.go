@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	}
 	// They mostly wait: on a small machine more of them fit than it has CPUs.
 	if !isSet("test.parallel") {
-		_ = flag.Set("test.parallel", "12")
+		_ = flag.Set("test.parallel", "8")
 	}
 	var err error
 	if scratch, err = publicDir(); err != nil {
