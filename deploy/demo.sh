@@ -9,7 +9,10 @@ cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
 pids=()
 cleanup() {
-	[ -z "${sleeper_keeper-}" ] || kill -KILL "$sleeper_keeper" 2>/dev/null || true # it leaves SIGTERM to its child
+	if [ "${sleeper_keeper-}" ]; then # it leaves SIGTERM to its child
+		kill -KILL "$sleeper_keeper" 2>/dev/null || true
+		wait "$sleeper_keeper" 2>/dev/null || true
+	fi
 	# SIGTERM makes each of them end its own processes.
 	for pid in "${pids[@]}"; do
 		kill "$pid" 2>/dev/null || true
