@@ -191,7 +191,7 @@ func TestListWhileThreadsGo(t *testing.T) {
 			z.Do("deadleader")
 		}()
 		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
-			if c, err := list(t, s, id); err == nil && len(c.Reapable) != 40 {
+			if c, err := list(t, s, id); err == nil && len(c.Reapable)+c.Unknown != 40 { // a slow machine asks the others next time
 				t.Fatalf("%+v, want 40", c)
 			}
 		}
