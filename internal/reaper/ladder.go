@@ -182,7 +182,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			// Nobody could tell in time, as on a busy machine. That is no news yet.
 			unknown++
 			waited = true
-			out = l.whileDeferred(reason)(ctx, l.r.timing.look)
+			out = l.wait(ctx, l.r.timing.look)
 		default:
 			waited = true
 			wait := l.whileDeferred(reason)
