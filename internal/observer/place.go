@@ -199,7 +199,7 @@ func (o *Observer) identify(ctx context.Context, id task.ID, f *task.Facts) (tas
 			case err == nil && found == id:
 				proc.Facts = facts
 			case err == nil, errors.Is(err, task.ErrGone):
-				return proc, task.ErrGone
+				proc.Exiting = true
 			}
 		}
 	}
