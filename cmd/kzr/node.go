@@ -29,9 +29,21 @@ type node struct {
 	onHintsLost func(error) // told so, once
 }
 
-// openNode opens what the mode asks for. For one look the exit program is not loaded: it
-// costs the verifier more time than the look takes.
+// openNode opens what the mode asks for.
 func openNode(c config.Config, once bool) (*node, error) {
+	n, err := openProc(once)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.load(c); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// openProc opens /proc, which every mode needs.
+func openProc(once bool) (*node, error) {
 	open := procscan.New
 	if once {
 		open = procscan.NewOnce
@@ -44,18 +56,23 @@ func openNode(c config.Config, once bool) (*node, error) {
 	if n.host, err = proc.Host(); err != nil {
 		return nil, errors.Join(err, proc.Close())
 	}
-	if c.Mode == config.ModeProc {
-		return n, nil
-	}
-	n.probe, err = openProbe(proc, c, once)
-	switch {
-	case err == nil:
-	case c.Mode == config.ModeEBPF:
-		return nil, errors.Join(fmt.Errorf("mode ebpf cannot work here: %w", err), proc.Close())
-	default:
-		n.why = err
-	}
 	return n, nil
+}
+
+// load loads the eBPF programs if the mode asks for them. For one look the exit program
+// is left out: it costs the verifier more time than the look takes.
+func (n *node) load(c config.Config) (err error) {
+	if c.Mode == config.ModeProc {
+		return nil
+	}
+	if n.probe, err = openProbe(n.proc, c, n.once); err == nil {
+		return nil
+	}
+	if c.Mode == config.ModeEBPF {
+		return fmt.Errorf("mode ebpf cannot work here: %w", err)
+	}
+	n.why = err
+	return nil
 }
 
 func openProbe(proc *procscan.Scanner, c config.Config, once bool) (*probe.Probe, error) {

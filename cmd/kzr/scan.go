@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/signal"
 	"slices"
 	"time"
@@ -92,14 +91,18 @@ func runScan(ctx context.Context, flags *config.Flags, stderr io.Writer) (report
 // lookOnce looks at the node without a daemon. What kzr cannot see it says on stderr:
 // an empty list is not "no zombies" then.
 func lookOnce(ctx context.Context, c config.Config, stderr io.Writer) (report.Document, error) {
-	if c.Mode == config.ModeAuto && tasks() < loadingPays {
-		c.Mode = config.ModeProc
-	}
-	n, err := openNode(c, true)
+	n, err := openProc(true)
 	if err != nil {
 		return report.Document{}, err
 	}
 	defer n.close()
+	// Where the number cannot be read, eBPF hardly works.
+	if tasks, _ := n.proc.Node(); c.Mode == config.ModeAuto && tasks.Tasks < loadingPays {
+		c.Mode = config.ModeProc
+	}
+	if err := n.load(c); err != nil {
+		return report.Document{}, err
+	}
 	doc, err := n.document(ctx, c)
 	if err != nil {
 		return report.Document{}, err
@@ -116,15 +119,6 @@ func lookOnce(ctx context.Context, c config.Config, stderr io.Writer) (report.Do
 // loadingPays is for how many tasks on the node a program is loaded and run before
 // /proc is read: 50 ms, in which a walk gets through that many (make bench).
 const loadingPays = 10_000
-
-// tasks is how many there are on the node, 0 if that cannot be read.
-func tasks() (n int) {
-	var load float64
-	var running int
-	line, _ := os.ReadFile("/proc/loadavg")                                              // else it is 0
-	_, _ = fmt.Sscanf(string(line), "%g %g %g %d/%d", &load, &load, &load, &running, &n) // the same
-	return n
-}
 
 // askTime is how long a look that is made once waits for all runtimes together.
 const askTime = 3 * time.Second

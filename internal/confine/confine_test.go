@@ -17,6 +17,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
 )
 
 // mine is what the filter under test says, and the kernel itself does not.
@@ -213,7 +215,7 @@ func TestDaemonLives(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			want := uint64(needed)
-			if mode == "ebpf" && olderThan(t, 5, 19) {
+			if mode == "ebpf" && !zoo.KernelAtLeast(t, 5, 19) {
 				want |= loading // every bpf(2) takes CAP_BPF
 			}
 			if !s.Filtered || s.Capabilities != want {
@@ -228,24 +230,6 @@ func needRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-}
-
-func olderThan(t *testing.T, major, minor int) bool {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	parts := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
-	a, err := strconv.Atoi(parts[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := strconv.Atoi(parts[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a < major || a == major && b < minor
 }
 
 // An intruder with the capabilities of the unit can write into a process of root's;

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/footprint"
 	"kzr/internal/report"
 	"kzr/internal/task"
 	"kzr/internal/trail"
@@ -326,19 +327,8 @@ func TestNothingCanFork(t *testing.T) {
 }
 
 func playFull() int {
-	var gate, locked = make(chan struct{}), new(sync.WaitGroup) // as daemon.Settle does
-	runtime.GOMAXPROCS(2)
-	for range 24 {
-		locked.Add(1)
-		go func() {
-			runtime.LockOSThread()
-			locked.Done()
-			<-gate
-			runtime.UnlockOSThread()
-		}()
-	}
-	locked.Wait()
-	close(gate)
+	runtime.GOMAXPROCS(2) // as daemon.Settle does
+	footprint.SpareThreads(24)
 	counts := make(map[string]int)
 	r := New(Options{Command: []string{"/bin/true"}, Log: slog.New(slog.NewTextHandler(os.Stdout, nil)), Count: func(s string) { counts[s]++ }})
 	var old unix.Rlimit

@@ -83,39 +83,35 @@ const knownMax = 1 << 20
 // find returns what the walk found of a zombie. A process that started in the same
 // tick as the walk might be another one with the same identity, so it does not count.
 func (c *census) find(id uint64) (record, bool) {
-	if c == nil || id&(1<<startBits-1) >= c.tick {
+	i, j, found := c.index(uint32(id >> startBits))
+	if !found || c.runs[i][j].id != id || id&(1<<startBits-1) >= c.tick {
 		return record{}, false
 	}
-	i, _ := slices.BinarySearchFunc(c.runs, id, func(run []record, id uint64) int {
-		return cmp.Compare(run[len(run)-1].id, id)
-	})
-	if i == len(c.runs) {
-		return record{}, false
-	}
-	run := c.runs[i]
-	j, found := slices.BinarySearchFunc(run, id, record.compare)
-	if !found {
-		return record{}, false
-	}
-	return run[j], true
+	return c.runs[i][j], true
 }
 
 // findPID returns what the walk found of whoever had this pid, with the inode number.
 func (c *census) findPID(pid uint32) (r record, inode uint32) {
-	if c == nil {
-		return record{}, 0
-	}
-	i, _ := slices.BinarySearchFunc(c.runs, pid, func(run []record, pid uint32) int {
-		return cmp.Compare(run[len(run)-1].pid(), pid)
-	})
-	if i == len(c.runs) {
-		return record{}, 0
-	}
-	j, found := slices.BinarySearchFunc(c.runs[i], pid, func(r record, pid uint32) int { return cmp.Compare(r.pid(), pid) })
+	i, j, found := c.index(pid)
 	if !found {
 		return record{}, 0
 	}
 	return c.runs[i][j], c.inodes[i][j]
+}
+
+// index is where the record of a pid is; a walk comes by each only once.
+func (c *census) index(pid uint32) (run, at int, found bool) {
+	if c == nil {
+		return 0, 0, false
+	}
+	run, _ = slices.BinarySearchFunc(c.runs, pid, func(run []record, pid uint32) int {
+		return cmp.Compare(run[len(run)-1].pid(), pid)
+	})
+	if run == len(c.runs) {
+		return 0, 0, false
+	}
+	at, found = slices.BinarySearchFunc(c.runs[run], pid, func(r record, pid uint32) int { return cmp.Compare(r.pid(), pid) })
+	return run, at, found
 }
 
 // pass is one walk under way, shared by its workers.

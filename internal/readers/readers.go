@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"kzr/internal/footprint"
 )
 
 // ErrLate says that a read took longer than the patience that it was given. It still
@@ -63,28 +65,19 @@ func New(threads, perKey int) *Pool {
 		returned: make(chan struct{}),
 	}
 	var locked sync.WaitGroup
-	spare := make(chan struct{})
-	start := func(run func()) {
+	for range threads {
 		locked.Add(1)
 		go func() {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			locked.Done()
-			run()
-		}()
-	}
-	for range threads {
-		start(func() {
 			for f := range p.work {
 				f()
 			}
-		})
-	}
-	for range runtime.GOMAXPROCS(0) {
-		start(func() { <-spare })
+		}()
 	}
 	locked.Wait()
-	close(spare)
+	footprint.SpareThreads(runtime.GOMAXPROCS(0))
 	return p
 }
 

@@ -105,9 +105,6 @@ func TestScenario57BlockingCalls(t *testing.T) {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
-				if c.name == "connect_tcp" && slow > 1 {
-					t.Skip("an emulated machine has no network")
-				}
 				needs(t, c.name)
 				s := launch(t, false, 3, 0, victim(t), "call", c.name)
 				if got := s.line(); got != "READY" {
@@ -247,8 +244,8 @@ func TestScenario58Refusals(t *testing.T) {
 		{name: "traced", argv: be("sleep"), want: Traced, do: func(t *testing.T, s *subject) {
 			traceFor(t, s.id.PID)
 		}},
-		{name: "32-bit program", argv: []string{compiled(t, "bare", "-m32", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pie", "-no-pie")}, want: Bits32, change: func(st *task.Stance) { st.CS = 0x23 }},
-		{name: "no libc", argv: []string{compiled(t, "bare", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pie", "-no-pie")}, want: NoWayBack},
+		{name: "32-bit program", argv: []string{zoo.Compile(t, "bare32", "testdata/bare.c", "-m32", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pie", "-no-pie")}, want: Bits32, change: func(st *task.Stance) { st.CS = 0x23 }},
+		{name: "no libc", argv: []string{zoo.Compile(t, "bare", "testdata/bare.c", "-nostdlib", "-static", "-fno-stack-protector", "-fno-pie", "-no-pie")}, want: NoWayBack},
 	}
 	t.Run("cases", func(t *testing.T) {
 		for _, c := range cases {

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/task"
+	"kzr/internal/zoo"
 )
 
 // patienceOfTest bounds every wait for something that is to happen.
@@ -93,36 +93,10 @@ func helperThatDies(point string) (string, error) {
 	return path, nil
 }
 
-// compiled builds a C program of testdata.
-func compiled(t *testing.T, source string, args ...string) string {
-	t.Helper()
-	if dir := os.Getenv("KZR_COMPILED"); dir != "" { // on a machine without a compiler
-		if slices.Contains(args, "-m32") {
-			source += "32"
-		}
-		return filepath.Join(dir, source)
-	}
-	path := filepath.Join(scratch, fmt.Sprintf("%s-%x", source, strings.Join(args, "")))
-	compiling.Lock()
-	defer compiling.Unlock()
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
-	cc := "cc"
-	if len(args) > 0 && strings.HasSuffix(args[0], "-gcc") {
-		cc, args = args[0], args[1:]
-	}
-	args = append([]string{"-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path, filepath.Join("testdata", source+".c")}, args...)
-	if out, err := exec.Command(cc, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", source, err, out)
-	}
-	return path
-}
-
 var compiling sync.Mutex
 
 func victim(t *testing.T) string {
-	return compiled(t, "victim", "-pthread", "-no-pie", "-mno-red-zone")
+	return zoo.Compile(t, "victim", "testdata/victim.c", "-pthread", "-no-pie", "-mno-red-zone")
 }
 
 // helper starts one that ends with the test.

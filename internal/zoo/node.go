@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -97,18 +96,21 @@ func KernelAtLeast(t testing.TB, major, minor int) bool {
 	return x > major || x == major && y >= minor
 }
 
-// Compile compiles a C program with these arguments to the compiler and returns where
-// it is. On a machine without a compiler it takes NAME from the directory
-// KZR_COMPILED.
-func Compile(t testing.TB, name string, args ...string) string {
+// Compile compiles the C program in a file with these arguments to the compiler, once
+// per machine and version, and returns its path. On a machine without a compiler it
+// takes NAME from the directory KZR_COMPILED.
+func Compile(t testing.TB, name, file string, args ...string) string {
 	t.Helper()
 	if dir := os.Getenv("KZR_COMPILED"); dir != "" {
 		return filepath.Join(dir, name)
 	}
-	path := filepath.Join(t.TempDir(), name)
-	cc := exec.CommandContext(t.Context(), "cc", append([]string{"-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path}, args...)...)
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("compiling %s: %v\n%s", name, err, out)
+	source, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := compiled(name, source, args)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }

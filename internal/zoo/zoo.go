@@ -43,13 +43,19 @@ const patience = 30 * time.Second
 //go:embed testdata/zoo.c
 var source []byte
 
-var cflags = []string{"-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-static"}
+var cflags = []string{"-pthread", "-static"}
 
 var build = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("KZR_ZOO"); path != "" {
 		return path, nil
 	}
-	sum := sha256.Sum256(fmt.Append(source, cflags, runtime.GOARCH))
+	return compiled("zoo", source, cflags)
+})
+
+// compiled compiles a C program, once per machine and version, and returns its path.
+func compiled(name string, source []byte, args []string) (string, error) {
+	args = append([]string{"-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror"}, args...)
+	sum := sha256.Sum256(fmt.Append(source, args, runtime.GOARCH))
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("kzr-zoo-%d-%x", os.Geteuid(), sum[:8]))
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
@@ -62,7 +68,7 @@ var build = sync.OnceValues(func() (string, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return "", fmt.Errorf("%s is somebody else's", dir)
 	}
-	path := filepath.Join(dir, "zoo")
+	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -72,13 +78,13 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	cmd := exec.Command("cc", append(cflags, "-x", "c", "-o", filepath.Join(tmp, "zoo"), "-")...)
+	cmd := exec.Command("cc", append(args, "-x", "c", "-o", filepath.Join(tmp, name), "-")...)
 	cmd.Stdin = bytes.NewReader(source)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("compiling zoo.c (KZR_ZOO may name a compiled one): %w\n%s", err, out)
+		return "", fmt.Errorf("compiling %s (KZR_ZOO and KZR_COMPILED may name compiled ones): %w\n%s", name, err, out)
 	}
-	return path, os.Rename(filepath.Join(tmp, "zoo"), path)
-})
+	return path, os.Rename(filepath.Join(tmp, name), path)
+}
 
 // Build returns the path of the compiled program. It is compiled once per
 // machine and version, and kept in the directory for temporary files. The
