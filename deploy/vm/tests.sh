@@ -16,7 +16,8 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+pids +memory +cpu' >/sys/fs/cgroup/cgroup.subtree_control
-perl -e 'socket(my $s, 2, 1, 0); ioctl($s, 0x8914, pack("a16 s x22", "lo", 0x41))' # SIOCSIFFLAGS, up
+# There is no ip: SIOCSIFFLAGS, up and running.
+perl -e 'socket(my $s, 2, 1, 0); my $r = pack("a16 s x22", "lo", 0x41); ioctl($s, 0x8914, $r)'
 # Little memory makes for a small limit, below what some tests fill.
 echo 100000 >/proc/sys/kernel/threads-max
 exec >/dev/ttyS1 2>&1

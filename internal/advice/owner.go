@@ -52,6 +52,10 @@ func Owner(d *report.Detail) []string {
 	case isInit(d) && namespaceInit(d):
 		return append(out, restart(d), "An init that does not reap is stuck or misconfigured: check its options and version.")
 	}
+	if r := d.ReapInside; r != nil && r.Times >= 2 {
+		out = append(out, fmt.Sprintf("Tell its owner: kzr has reaped inside it %d times and will have to again. "+
+			"Nobody is killed for that, but only a change of the program or its image ends the leak:", r.Times))
+	}
 	first, second := initAdvice(d), programAdvice(d)
 	if forked(d) {
 		first, second = second, first // an init reaps orphans, and these are none

@@ -273,7 +273,11 @@ func (d *Daemon) decided(e report.Event) {
 			clear(d.inside)
 		}
 		d.inside[e.Process.ID]++
+		times := d.inside[e.Process.ID]
 		d.mu.Unlock()
+		if times >= 2 { // or it would go on for ever, unnoticed
+			e.Message += fmt.Sprintf("; done %d times by now: tell its owner, kzr explain %d names the cause and the fix", times, e.Process.ID.PID)
+		}
 	}
 	d.opts.Report(e)
 }

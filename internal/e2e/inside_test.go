@@ -41,6 +41,9 @@ func (d *daemon) wantReapedInside(p *zoo.Proc, nth, stay int) {
 	isReap := func(e event) bool { return e.PID == p.PID && e.Event == "reaped" && e.By == "kzr" }
 	all := d.awaitN(nth, fmt.Sprintf("reaped inside %d", p.PID), isReap)
 	zoo.Within(d.t, patience, "they are gone", func() bool { return p.Zombies() == stay })
+	if told := strings.Contains(all[nth-1].Msg, fmt.Sprintf("tell its owner, kzr explain %d names the cause and the fix", p.PID)); told != (nth > 1) {
+		d.t.Errorf("reaped %d times, it says %q", nth, all[nth-1].Msg)
+	}
 	if nth > 1 {
 		if d1 := all[nth-1].Time.Sub(all[nth-2].Time); d1 < time.Second {
 			d.t.Errorf("again after %v, sooner than a grace", d1)
