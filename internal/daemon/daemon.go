@@ -276,7 +276,7 @@ func (d *Daemon) decided(e report.Event) {
 		times := d.inside[e.Process.ID]
 		d.mu.Unlock()
 		if times >= 2 { // or it would go on for ever, unnoticed
-			e.Message += fmt.Sprintf("; done %d times by now: tell its owner, kzr explain %d names the cause and the fix", times, e.Process.ID.PID)
+			e.Message += fmt.Sprintf("; done %d times by now: tell its owner, kzr explain %d names the cause and the fix", times, e.Process.PID)
 		}
 	}
 	d.opts.Report(e)
