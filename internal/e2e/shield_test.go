@@ -398,6 +398,8 @@ func TestScenario52Flips(t *testing.T) {
 		for i := range parents {
 			victim := z.Named(fmt.Sprintf("victim%d", i))
 			victim.Do("stop")
+			// Else its stop and that of whoever attaches could be one, and it would run after.
+			zoo.Within(t, patience, "it is stopped", func() bool { return victim.State() == 'T' })
 			z.Named(fmt.Sprintf("tracer%d", i)).Do("flip=%d,every=700", victim.PID)
 		}
 		for i := range parents {

@@ -337,6 +337,7 @@ func TestFactsOfThreadsThatComeAndGo(t *testing.T) {
 func TestForeign(t *testing.T) {
 	s := open(t)
 	pid := hostile(t, nil, "foreign", "4242", "60").Process.Pid
+	zoo.Within(t, soon, "all of them are dead", func() bool { return zoo.Zombies(pid) == 60 })
 	got := both(t, s, pid)
 	if len(got.Reapable) != 60 {
 		t.Fatalf("%d zombies", len(got.Reapable))
