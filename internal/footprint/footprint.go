@@ -17,19 +17,20 @@ import (
 // goroutines block in system calls, and ends the program if it cannot: when the process
 // table is full, of all moments. It keeps idle ones and prefers them.
 func SpareThreads(n int) {
-	var locked sync.WaitGroup
+	var locked, unlocked sync.WaitGroup
 	gate := make(chan struct{})
+	locked.Add(n)
 	for range n {
-		locked.Add(1)
-		go func() {
+		unlocked.Go(func() {
 			runtime.LockOSThread()
 			locked.Done()
 			<-gate
 			runtime.UnlockOSThread()
-		}()
+		})
 	}
 	locked.Wait()
 	close(gate)
+	unlocked.Wait() // until then none of them is idle
 }
 
 // GiveBack gives the memory back that only the start needed: what the heap does not
