@@ -79,7 +79,11 @@ func TestScenario48Groups(t *testing.T) {
 			}
 			without := crowd(0)
 			with := crowd(65536)
-			if limit := 3*without.worst() + 300*time.Millisecond; with.worst() > limit {
+			limit := 3*without.worst() + 300*time.Millisecond
+			if mode == "proc" { // a sweep finds it: the next one, or the one after
+				limit = 3*max(without.worst(), time.Second) + 2*time.Second
+			}
+			if with.worst() > limit {
 				t.Errorf("with 65,536 groups in 60 parents: %v; without: %v", with, without)
 			}
 			record(t, len(with), fmt.Sprintf("signalled after the rule was met: %v; without groups %v", with, without))
