@@ -21,6 +21,7 @@ typedef __u32 __wsum;
 enum {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -303,11 +304,14 @@ enum syscall_work_bit {
 };
 
 #define PF_EXITING 0x00000004
+#define CLONE_PARENT 0x00008000
+#define CLONE_THREAD 0x00010000
 #define PF_SUPERPRIV 0x00000100
 #define PF_KTHREAD 0x00200000
 #define EXIT_ZOMBIE 0x20
 #define JOBCTL_TRAP_FREEZE (1UL << 23)
 #define CGROUP_FREEZING 0x6 /* by itself, or by one above */
+#define SIGNAL_GROUP_EXIT 0x4 /* all threads are on their way out */
 #define SIGNAL_UNKILLABLE 0x40 /* of each pid namespace's first process */
 #define CAP_KILL 5
 #define WEXITED 4

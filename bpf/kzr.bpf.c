@@ -29,7 +29,7 @@
  * wrong address does not harm.
  *
  * Memory is fixed at load: 8 MiB stamps, 1.5 MiB parents, 0.5 MiB seen, 64 KiB ring,
- * 200 KiB for what a look at one process finds.
+ * 80 KiB imposed, 200 KiB for what a look at one process finds.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -107,12 +107,23 @@ struct {
 	__type(value, struct counters);
 } counts SEC(".maps");
 
+/* Parents that were given a child by somebody who may not signal them: tgid to
+ * start_boottime. To push one out takes a thousand such parents at once. */
+#define IMPOSED 1024
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, IMPOSED);
+	__type(key, __u32);
+	__type(value, __u64);
+} imposed SEC(".maps");
+
 /* The number of zombies that makes a parent worth a hint; set by user space,
  * also while attached. */
 volatile __u32 level = 50;
 
-/* start_boottime from which on the exit program has seen everything; never, while it
- * is not attached. */
+/* start_boottime from which on the programs at exit and clone have seen everything;
+ * never, while they are not attached. */
 volatile __u64 attached = ~0ULL;
 
 /* Number of the snapshot that is being taken. */
@@ -323,7 +334,7 @@ __noinline int hand_on_all(void)
 	return 1;
 }
 
-static __always_inline void hand_on(struct task_struct *task)
+static __always_inline void hand_on(struct task_struct *task, bool all)
 {
 	__u32 zero = 0;
 	struct walk *w = bpf_map_lookup_elem(&walks, &zero);
@@ -331,6 +342,8 @@ static __always_inline void hand_on(struct task_struct *task)
 	if (!w)
 		return;
 	begin_walk(w, (__u64)task, (__u64)task->signal);
+	if (!all) /* it ends where the second thread's begin */
+		w->first = next_thread(w->thread, w->threads);
 	w->now = bpf_ktime_get_ns();
 	hand_on_all();
 }
@@ -354,13 +367,20 @@ int BPF_PROG(on_exit, struct task_struct *task)
 {
 	/* The last thread to go takes the group with it. Two that go at once may
 	 * both see 0; doing this twice is harmless. */
-	if (task->signal->live.counter != 0)
-		return 0;
+	struct signal_struct *signal = task->signal;
+	bool last = signal->live.counter == 0;
 
-	/* What a father leaves behind is adopted by others, who do not know it. Children
-	 * of threads that went before are on the lists of those that remained. */
-	if ((__u64)task->children.next != (__u64)task + AT(task_struct, children) || task->signal->nr_threads > 1)
-		hand_on(task);
+	/* What a father leaves behind is adopted by others, who do not know it. The
+	 * children of a thread go to one that lives on, or past those that are dying:
+	 * so where all are, each notes its own, and the last what is left. */
+	if ((__u64)task->children.next != (__u64)task + AT(task_struct, children)) {
+		if (last || (signal->flags & SIGNAL_GROUP_EXIT))
+			hand_on(task, last);
+	} else if (last && signal->nr_threads > 1) {
+		hand_on(task, true);
+	}
+	if (!last)
+		return 0;
 
 	struct task_struct *leader = task->group_leader;
 	struct task_struct *parent = leader->real_parent;
@@ -439,6 +459,56 @@ int BPF_PROG(on_exit, struct task_struct *task)
 			credit = (steps - zombies) / 2;
 	}
 	p->due = n + credit;
+	return 0;
+}
+
+/* kill_ok_by_cred in kernel/signal.c, and ns_capable for CAP_KILL. A program that is
+ * setuid has an effective uid that says nothing of who started it, so what that may do
+ * does not count. */
+__noinline int may_signal(__u64 cred, __u64 target)
+{
+	__u32 uid = U32(cred, cred, uid), euid = U32(cred, cred, euid);
+	__u32 to_uid = U32(target, cred, uid), to_suid;
+	__u64 own, ns, above;
+
+	if (uid == to_uid)
+		return true;
+	to_suid = U32(target, cred, suid);
+	if (uid == to_suid)
+		return true;
+	if (uid != euid)
+		return false;
+	own = U64(cred, cred, user_ns);
+	ns = U64(target, cred, user_ns);
+	for (int i = 0; i < 33 && ns; i++) { /* they nest no deeper */
+		if (ns == own)
+			return U32(cred, cred, cap_effective) & (1U << CAP_KILL);
+		above = U64(ns, user_namespace, parent);
+		if (above == own && U32(ns, user_namespace, owner) == euid)
+			return true;
+		ns = above;
+	}
+	return false;
+}
+
+/* A child that its maker put on his own parent is one that this parent knows nothing
+ * of. Where he may signal that parent, he could end it as well. The child has the
+ * credentials of its maker. */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(on_clone, struct task_struct *task, __u64 clone_flags)
+{
+	if ((clone_flags & (CLONE_PARENT | CLONE_THREAD)) != CLONE_PARENT)
+		return 0;
+
+	__u64 parent = U64((__u64)task, task_struct, real_parent);
+
+	if (may_signal(U64((__u64)task, task_struct, real_cred), U64(parent, task_struct, real_cred)))
+		return 0;
+
+	__u32 tgid = U32(parent, task_struct, tgid);
+	__u64 start = U64(U64(parent, task_struct, group_leader), task_struct, start_boottime);
+
+	bpf_map_update_elem(&imposed, &tgid, &start, 0);
 	return 0;
 }
 
@@ -791,35 +861,6 @@ __noinline int gather(__u64 leader, __u32 slot)
 	return 1;
 }
 
-/* kill_ok_by_cred in kernel/signal.c, and ns_capable for CAP_KILL. A program that is
- * setuid has an effective uid that says nothing of who started it, so what that may do
- * does not count. */
-static __always_inline bool may_signal(__u64 cred, __u64 target)
-{
-	__u32 uid = U32(cred, cred, uid), euid = U32(cred, cred, euid);
-	__u32 to_uid = U32(target, cred, uid), to_suid;
-	__u64 own, ns, above;
-
-	if (uid == to_uid)
-		return true;
-	to_suid = U32(target, cred, suid);
-	if (uid == to_suid)
-		return true;
-	if (uid != euid)
-		return false;
-	own = U64(cred, cred, user_ns);
-	ns = U64(target, cred, user_ns);
-	for (int i = 0; i < 33 && ns; i++) { /* they nest no deeper */
-		if (ns == own)
-			return U32(cred, cred, cap_effective) & (1U << CAP_KILL);
-		above = U64(ns, user_namespace, parent);
-		if (above == own && U32(ns, user_namespace, owner) == euid)
-			return true;
-		ns = above;
-	}
-	return false;
-}
-
 /* Whether the orphans of others fall to the thread group of this thread. */
 static __always_inline bool adopts(__u64 thread)
 {
@@ -836,9 +877,11 @@ static __always_inline bool adopts(__u64 thread)
  * self_exec_id up, and so nothing that this parent forked can be ahead of it.
  *
  * Foreign: somebody who may not signal this parent put it there with CLONE_PARENT.
- * It inherited that somebody's credentials. An own child that cannot signal its parent
- * has dropped privileges, for which it had to use one: PF_SUPERPRIV, which is cleared
- * by fork and kept by exec. In another user namespace that means nothing. */
+ * It inherited that somebody's credentials, as has an own child that dropped
+ * privileges, which is why the program at clone says whether anybody did. Of those that
+ * are older this is a guess: to drop privileges an own child has to use one, and so has
+ * PF_SUPERPRIV, which is cleared by fork and kept by exec; in another user namespace
+ * that means nothing. */
 __noinline int flags_of(__u64 task, __u64 parent, __u32 mark)
 {
 	__u64 cred, target;
@@ -850,9 +893,16 @@ __noinline int flags_of(__u64 task, __u64 parent, __u32 mark)
 	target = U64(parent, task_struct, real_cred);
 	if (!cred || !target || may_signal(cred, target))
 		return 0;
-	if ((U32(task, task_struct, flags) & PF_SUPERPRIV) && U32(cred, cred, uid) == U32(cred, cred, euid) &&
-	    U64(cred, cred, user_ns) == U64(target, cred, user_ns))
+	if (U64(task, task_struct, start_boottime) >= attached) {
+		__u32 tgid = U32(parent, task_struct, tgid);
+		__u64 *start = bpf_map_lookup_elem(&imposed, &tgid);
+
+		if (!start || *start != U64(U64(parent, task_struct, group_leader), task_struct, start_boottime))
+			return 0;
+	} else if ((U32(task, task_struct, flags) & PF_SUPERPRIV) && U32(cred, cred, uid) == U32(cred, cred, euid) &&
+		   U64(cred, cred, user_ns) == U64(target, cred, user_ns)) {
 		return 0;
+	}
 	/* An orphan looks the same, if nobody saw its father die. */
 	if (adopts(parent) && (!mark || (mark & STAMP_UNSURE) || U64(task, task_struct, start_boottime) < attached))
 		return 0;
@@ -876,6 +926,8 @@ static __always_inline void recall(struct zombie *r, __u64 task, __u64 parent)
 			r->exited = s->written;
 		if (tgid && r->kind == ZOMBIE_REAPABLE && (tgid != r->parent || (mark & STAMP_TRACED)))
 			r->flags = ZOMBIE_MOVED;
+		if (tgid && tgid != r->parent) /* it has another than when it died */
+			mark |= STAMP_ADOPTED;
 	}
 	r->flags |= flags_of(task, parent, mark);
 }

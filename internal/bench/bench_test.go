@@ -72,7 +72,8 @@ func BenchmarkLoop(b *testing.B) {
 }
 
 // BenchmarkExitProgram is what the kernel counts for one run of the exit program
-// over that of an empty one at the same place. There is no program at the reap.
+// over that of an empty one at the same place, and the same of the one at clone. There is
+// no program at the reap.
 func BenchmarkExitProgram(b *testing.B) {
 	costs, err := probe.MeasureExit(b.N*10, func() {
 		zoo.Start(b, "serve").Do("bench=vfork,4000")
@@ -83,6 +84,7 @@ func BenchmarkExitProgram(b *testing.B) {
 	b.ReportMetric(costs.Empty, "empty-ns")
 	b.ReportMetric(costs.Exit, "exit-ns")
 	b.ReportMetric(costs.Exit-costs.Empty, "above-empty-ns")
+	b.ReportMetric(costs.Clone-costs.Empty, "clone-above-empty-ns")
 	b.ReportMetric(0, "ns/op")
 }
 

@@ -321,9 +321,13 @@ sys.exit(any(p.exitcode != 7 for p in parts))`}},
 // does not know them, cannot be expected to wait, and is not to be ended for it.
 func TestScenario47Foreign(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
-		for _, waits := range []bool{false, true} {
-			t.Run(map[bool]string{false: "serves", true: "waits for its worker"}[waits], func(t *testing.T) {
+		for name, how := range map[string]string{"serves": "", "waits for its worker": "", "they look as if they had dropped privileges": ",forged"} {
+			t.Run(name, func(t *testing.T) {
+				if how != "" && mode == "--mode=proc" {
+					return // /proc says who used a privilege, and not who put it there
+				}
 				t.Parallel()
+				waits := name == "waits for its worker"
 				s := newSite(t)
 				k := s.start(mode, "--scope=all")
 				// As su and sudo have it: root waits for somebody else's program.
@@ -332,12 +336,14 @@ func TestScenario47Foreign(t *testing.T) {
 				if waits {
 					boss.Do("await")
 				}
-				worker.Do("leak=60,sibling")
+				worker.Do("leak=60,sibling%s", how)
 				e := k.await("why it is left alone", func(e event) bool { return e.PID == boss.PID && e.Event == "spared" })
 				if want := []string{"foreign", "waiting"}; !slices.Contains(want, e.Reason) || !waits && e.Reason != "foreign" {
 					t.Errorf("it is left alone as %s", e.Reason)
 				}
-				worker.Do("storm=0,rate=50,sibling")
+				if how == "" {
+					worker.Do("storm=0,rate=50,sibling")
+				}
 				k.never(4*time.Second, "a signal to the boss", harmed(boss.PID))
 				worker.Do("exit")
 				if waits {

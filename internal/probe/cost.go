@@ -12,11 +12,11 @@ import (
 // Cost is the mean time of one run of a program in nanoseconds, as the kernel
 // counts it (BPF_ENABLE_STATS), which itself is most of the empty program's.
 type Cost struct {
-	Exit, Empty float64
+	Exit, Empty, Clone float64
 }
 
-// MeasureExit runs load under the exit program and under an empty one at the
-// same place, in turns, the given number of times each. It needs full root.
+// MeasureExit runs load under the programs at exit and clone and under an empty one at
+// exit, in turns, the given number of times each. It needs full root.
 func MeasureExit(rounds int, load func()) (c Cost, err error) {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
@@ -30,28 +30,34 @@ func MeasureExit(rounds int, load func()) (c Cost, err error) {
 	var o struct {
 		Exit  *ebpf.Program `ebpf:"on_exit"`
 		Empty *ebpf.Program `ebpf:"on_exit_empty"`
+		Clone *ebpf.Program `ebpf:"on_clone"`
 	}
 	if err := spec.LoadAndAssign(&o, nil); err != nil {
 		return c, fmt.Errorf("loading the eBPF programs: %w", err)
 	}
-	defer func() { err = errors.Join(err, o.Exit.Close(), o.Empty.Close()) }()
-	for range rounds {
-		for _, p := range []*ebpf.Program{o.Exit, o.Empty} {
+	defer func() { err = errors.Join(err, o.Exit.Close(), o.Empty.Close(), o.Clone.Close()) }()
+	under := func(programs ...*ebpf.Program) error {
+		for _, p := range programs {
 			l, err := link.AttachTracing(link.TracingOptions{Program: p})
 			if err != nil {
-				return c, fmt.Errorf("attaching to sched_process_exit: %w", err)
+				return fmt.Errorf("attaching %v: %w", p, err)
 			}
-			load()
-			if err := l.Close(); err != nil {
-				return c, err
-			}
+			defer l.Close()
+		}
+		load()
+		return nil
+	}
+	for range rounds {
+		if err := errors.Join(under(o.Exit, o.Clone), under(o.Empty)); err != nil {
+			return c, err
 		}
 	}
-	if c.Exit, err = perRun(o.Exit); err != nil {
-		return c, err
+	for p, mean := range map[*ebpf.Program]*float64{o.Exit: &c.Exit, o.Empty: &c.Empty, o.Clone: &c.Clone} {
+		if *mean, err = perRun(p); err != nil {
+			return c, err
+		}
 	}
-	c.Empty, err = perRun(o.Empty)
-	return c, err
+	return c, nil
 }
 
 func perRun(p *ebpf.Program) (float64, error) {

@@ -170,6 +170,7 @@ const (
 	kzrMapCounts        = "counts"
 	kzrMapFactsOf       = "facts_of"
 	kzrMapHints         = "hints"
+	kzrMapImposed       = "imposed"
 	kzrMapLooks         = "looks"
 	kzrMapParents       = "parents"
 	kzrMapSeen          = "seen"
@@ -179,6 +180,7 @@ const (
 	kzrProgListNothing  = "list_nothing"
 	kzrProgListZombies  = "list_zombies"
 	kzrProgLookAt       = "look_at"
+	kzrProgOnClone      = "on_clone"
 	kzrProgOnExit       = "on_exit"
 	kzrProgOnExitEmpty  = "on_exit_empty"
 	kzrProgTakeStance   = "take_stance"
@@ -241,6 +243,7 @@ type kzrProgramSpecs struct {
 	ListNothing *ebpf.ProgramSpec `ebpf:"list_nothing"`
 	ListZombies *ebpf.ProgramSpec `ebpf:"list_zombies"`
 	LookAt      *ebpf.ProgramSpec `ebpf:"look_at"`
+	OnClone     *ebpf.ProgramSpec `ebpf:"on_clone"`
 	OnExit      *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.ProgramSpec `ebpf:"on_exit_empty"`
 	TakeStance  *ebpf.ProgramSpec `ebpf:"take_stance"`
@@ -253,6 +256,7 @@ type kzrMapSpecs struct {
 	Counts  *ebpf.MapSpec `ebpf:"counts"`
 	FactsOf *ebpf.MapSpec `ebpf:"facts_of"`
 	Hints   *ebpf.MapSpec `ebpf:"hints"`
+	Imposed *ebpf.MapSpec `ebpf:"imposed"`
 	Looks   *ebpf.MapSpec `ebpf:"looks"`
 	Parents *ebpf.MapSpec `ebpf:"parents"`
 	Seen    *ebpf.MapSpec `ebpf:"seen"`
@@ -302,6 +306,7 @@ type kzrMaps struct {
 	Counts  *ebpf.Map `ebpf:"counts"`
 	FactsOf *ebpf.Map `ebpf:"facts_of"`
 	Hints   *ebpf.Map `ebpf:"hints"`
+	Imposed *ebpf.Map `ebpf:"imposed"`
 	Looks   *ebpf.Map `ebpf:"looks"`
 	Parents *ebpf.Map `ebpf:"parents"`
 	Seen    *ebpf.Map `ebpf:"seen"`
@@ -315,6 +320,7 @@ func (m *kzrMaps) Close() error {
 		m.Counts,
 		m.FactsOf,
 		m.Hints,
+		m.Imposed,
 		m.Looks,
 		m.Parents,
 		m.Seen,
@@ -349,6 +355,7 @@ type kzrPrograms struct {
 	ListNothing *ebpf.Program `ebpf:"list_nothing"`
 	ListZombies *ebpf.Program `ebpf:"list_zombies"`
 	LookAt      *ebpf.Program `ebpf:"look_at"`
+	OnClone     *ebpf.Program `ebpf:"on_clone"`
 	OnExit      *ebpf.Program `ebpf:"on_exit"`
 	OnExitEmpty *ebpf.Program `ebpf:"on_exit_empty"`
 	TakeStance  *ebpf.Program `ebpf:"take_stance"`
@@ -359,6 +366,7 @@ func (p *kzrPrograms) Close() error {
 		p.ListNothing,
 		p.ListZombies,
 		p.LookAt,
+		p.OnClone,
 		p.OnExit,
 		p.OnExitEmpty,
 		p.TakeStance,

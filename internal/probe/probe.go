@@ -70,16 +70,18 @@ type objects struct {
 
 // exitObjects are what IterOnly leaves out.
 type exitObjects struct {
-	OnExit *ebpf.Program `ebpf:"on_exit"`
-	Hints  *ebpf.Map     `ebpf:"hints"`
-	Counts *ebpf.Map     `ebpf:"counts"`
+	OnExit  *ebpf.Program `ebpf:"on_exit"`
+	OnClone *ebpf.Program `ebpf:"on_clone"`
+	Hints   *ebpf.Map     `ebpf:"hints"`
+	Counts  *ebpf.Map     `ebpf:"counts"`
 }
 
 // Probe is loaded and attached. Its methods may be called from any goroutine.
 type Probe struct {
 	objs    objects
 	exits   exitObjects
-	exit    link.Link // nil with IterOnly, as are ring and stance
+	exit    link.Link // nil with IterOnly, as are clone, ring and stance
+	clone   link.Link
 	ring    *ringbuf.Reader
 	iter    *link.Iter
 	stance  *stance
@@ -136,6 +138,7 @@ func load(spec *ebpf.CollectionSpec, opts Options) (*Probe, error) {
 	if opts.IterOnly {
 		// What nobody fills need not be there.
 		spec.Maps["stamps"].MaxEntries = 1
+		spec.Maps["imposed"].MaxEntries = 1
 		err = spec.LoadAndAssign(&p.objs, p.types)
 	} else {
 		all := struct {
@@ -191,8 +194,11 @@ func (p *Probe) attach(iterOnly bool) (err error) {
 	if p.exit, err = link.AttachTracing(link.TracingOptions{Program: p.exits.OnExit}); err != nil {
 		return fmt.Errorf("attaching to sched_process_exit: %w", err)
 	}
+	if p.clone, err = link.AttachTracing(link.TracingOptions{Program: p.exits.OnClone}); err != nil {
+		return fmt.Errorf("attaching to task_newtask: %w", err)
+	}
 	if err := p.objs.Attached.Set(uint64(task.SinceBoot() - p.offsets.Boottime)); err != nil {
-		return fmt.Errorf("noting when the exit program was attached: %w", err)
+		return fmt.Errorf("noting when the programs were attached: %w", err)
 	}
 	return nil
 }
@@ -201,8 +207,10 @@ func (p *Probe) attach(iterOnly bool) (err error) {
 // StopHints.
 func (p *Probe) Close() error {
 	var errs []error
-	if p.exit != nil {
-		errs = append(errs, p.exit.Close())
+	for _, l := range []link.Link{p.exit, p.clone} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if p.iter != nil {
 		errs = append(errs, p.iter.Close())
@@ -215,7 +223,7 @@ func (p *Probe) Close() error {
 	}
 	l, x := &p.lookObjs, &p.exits
 	return errors.Join(append(errs, p.objs.ListZombies.Close(), l.Look.Close(), l.FactsOf.Close(), l.Looks.Close(),
-		x.OnExit.Close(), x.Hints.Close(), x.Counts.Close())...)
+		x.OnExit.Close(), x.OnClone.Close(), x.Hints.Close(), x.Counts.Close())...)
 }
 
 // StopHints ends [Probe.Hints]; the probe still takes snapshots.
@@ -233,14 +241,19 @@ func (p *Probe) SetLevel(n int) error {
 	return nil
 }
 
-// Attached fails if the exit program is attached no more, so that no hint comes and
-// no exit is stamped. It costs one system call.
+// Attached fails if one of the programs at exit and clone is attached no more, so that
+// no hint comes and no exit is stamped. It costs two system calls.
 func (p *Probe) Attached() error {
-	if p.exit == nil {
-		return errors.New("the program at sched_process_exit was not attached")
-	}
-	if _, err := p.exit.Info(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
-		return fmt.Errorf("the program at sched_process_exit is attached no more: %w", err)
+	for _, l := range []struct {
+		link link.Link
+		at   string
+	}{{p.exit, "sched_process_exit"}, {p.clone, "task_newtask"}} {
+		if l.link == nil {
+			return fmt.Errorf("the program at %s was not attached", l.at)
+		}
+		if _, err := l.link.Info(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("the program at %s is attached no more: %w", l.at, err)
+		}
 	}
 	return nil
 }

@@ -160,6 +160,22 @@ func TestForeign(t *testing.T) {
 		{"by nobody, in a user namespace", nobody, "userns", map[string]int{"foreign": 3}},
 		{"by root", nil, "plain", map[string]int{"": 3}},
 	}
+	// First, as nobody has put a zombie on it yet.
+	t.Run("own, without privileges", func(t *testing.T) {
+		for _, uid := range []uint32{65534, 0, 33} {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = []string{workerEnv + "=0 exit"}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = cmd.Wait() }()
+		}
+		zoo.Within(t, soon, "three zombies", func() bool { return reapable(p, self) == 3 })
+		if got := flags(both(t, p, self)); got[""] != 3 || len(got) != 1 {
+			t.Errorf("got %v", got)
+		}
+	})
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			worker := exec.Command("/proc/self/exe")
@@ -186,21 +202,6 @@ func TestForeign(t *testing.T) {
 			}
 		})
 	}
-	t.Run("own, without privileges", func(t *testing.T) {
-		for _, uid := range []uint32{65534, 0, 33} {
-			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = []string{workerEnv + "=0 exit"}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = cmd.Wait() }()
-		}
-		zoo.Within(t, soon, "three zombies", func() bool { return reapable(p, self) == 3 })
-		if got := flags(both(t, p, self)); got[""] != 3 || len(got) != 1 {
-			t.Errorf("got %v", got)
-		}
-	})
 }
 
 // The orphans of others that dropped privileges are not foreign to who adopts them.

@@ -480,7 +480,36 @@ struct brood {
 	bool full;    // a fork that fails is no error: the table may be full
 	bool async;   // do not make sure that they are dead
 	bool plain;   // fork, not vfork
+	int forged;   // a namespace that no child may enter; trying marks it as one that used a privilege
 };
+
+// theirs returns a UTS namespace below a user namespace of the caller's. To enter it needs
+// a privilege there, which the caller has, and one where he is, which he has not.
+static int theirs(void)
+{
+	int ready[2], fd;
+	char path[40], c;
+
+	if (pipe2(ready, O_CLOEXEC) < 0)
+		die("pipe: %m");
+	pid_t pid = fork();
+	if (pid == 0) {
+		if (unshare(CLONE_NEWUSER | CLONE_NEWUTS) < 0 || prctl(PR_SET_DUMPABLE, 1) < 0 || write(ready[1], "", 1) < 0)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	if (pid < 0 || read(ready[0], &c, 1) != 1)
+		die("forged: no user namespace");
+	close(ready[0]);
+	snprintf(path, sizeof(path), "/proc/%d/ns/uts", pid);
+	if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+		die("%s: %m", path);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return fd;
+}
 
 static struct brood brood_of(const struct step *s)
 {
@@ -492,6 +521,7 @@ static struct brood brood_of(const struct step *s)
 		.full = opt(s, "full"),
 		.async = opt(s, "async"),
 		.plain = opt(s, "plain"),
+		.forged = opt(s, "forged") ? theirs() : -1,
 	};
 
 	if (b.sig && b.sig != SIGCHLD) // else the first one ends the parent
@@ -510,8 +540,11 @@ static pid_t bear(const struct brood *b)
 		pid = vfork();
 	else
 		pid = syscall(SYS_clone, b->sig, 0, 0, 0, 0);
-	if (pid == 0)
+	if (pid == 0) {
+		if (b->forged >= 0 && setns(b->forged, 0) == 0)
+			_exit(1); // it was to be refused
 		_exit(0);
+	}
 	if (pid > 0)
 		made++;
 	else if (b->full)
@@ -1588,7 +1621,7 @@ static const struct {
 	{ "fork", do_fork, BLOCK },           // [=OPTIONS][,times=N] { … } see create()
 	{ "churn", do_churn, BLOCK },         // =PID[,for=MS] { … }
 	{ "hold", do_hold, BLOCK },           // =N { … }
-	{ "leak", do_leak, PLAIN },           // =N[,rate=R][,sig=S][,sibling][,plain][,full][,async][,thread]
+	{ "leak", do_leak, PLAIN },           // =N[,rate=R][,sig=S][,sibling][,forged][,plain][,full][,async][,thread]
 	{ "reap", do_reap, PLAIN },           // =N|all|now|pid=P[,status=N]
 	{ "await", do_await, MUTE },          // [=PID]
 	{ "storm", do_storm, PLAIN },         // =N[,rate=R][,for=MS][,reap=PERCENT][,sig=S][,sibling]
