@@ -307,7 +307,6 @@ enum syscall_work_bit {
 #define CLONE_PARENT 0x00008000
 #define CLONE_THREAD 0x00010000
 #define PF_SUPERPRIV 0x00000100
-#define PF_KTHREAD 0x00200000
 #define EXIT_ZOMBIE 0x20
 #define JOBCTL_TRAP_FREEZE (1UL << 23)
 #define CGROUP_FREEZING 0x6 /* by itself, or by one above */
@@ -316,5 +315,3 @@ enum syscall_work_bit {
 #define CAP_KILL 5
 #define WEXITED 4
 #define SIGCHLD 17
-#define SIG_IGN ((void *)1)
-#define SA_NOCLDWAIT 0x2

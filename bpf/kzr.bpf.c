@@ -92,7 +92,7 @@ struct {
 } hints SEC(".maps");
 
 struct counters {
-	__u64 exits; /* thread groups that died and left a zombie */
+	__u64 exits; /* thread groups that died */
 	__u64 walks;
 	__u64 hints;
 	__u64 lost; /* hints that found the ring full */
@@ -134,16 +134,6 @@ volatile __u32 stance_of = 0;
 
 /* These types reach Go through the object's BTF. */
 const struct hint *unused_hint __attribute__((unused));
-
-/* The kernel reaps a child by itself if its parent does not care. */
-static __always_inline bool reaps_itself(struct task_struct *leader, struct task_struct *parent)
-{
-	struct k_sigaction *act = &parent->sighand->action[SIGCHLD - 1];
-
-	if (leader->ptrace || leader->exit_signal != SIGCHLD)
-		return false;
-	return act->sa.sa_handler == SIG_IGN || (act->sa.sa_flags & SA_NOCLDWAIT);
-}
 
 /* Where a walk through a parent's children stands. */
 struct walk {
@@ -384,10 +374,6 @@ int BPF_PROG(on_exit, struct task_struct *task)
 
 	struct task_struct *leader = task->group_leader;
 	struct task_struct *parent = leader->real_parent;
-
-	if ((parent->flags & PF_KTHREAD) || reaps_itself(leader, parent))
-		return 0;
-
 	__u32 zero = 0, pid = leader->pid, tgid = parent->tgid;
 	struct counters *c = bpf_map_lookup_elem(&counts, &zero);
 	__u32 i = pid & (STAMPS - 1);
@@ -399,6 +385,15 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		return 0;
 	c->exits++;
 
+	/* Count first, look after: every exit up to n has set PF_EXITING before it
+	 * was counted, so a walk from here on sees it, and z zombies now mean that
+	 * there cannot be `level` before exit n + level - z. That holds for every
+	 * CPU's n and z on its own, so it does not matter whose `due` is stored
+	 * last. And count before the stamp: an atomic operation waits for all that was
+	 * written before it, and a stamp is rarely in a cache. */
+	__sync_fetch_and_add(&p->exits, 1);
+
+	__u32 n = p->exits;
 	__u32 start = (__u32)leader->start_boottime, mark = 0;
 
 	/* Only who adopts can have a child that is marked; reading what may be in no
@@ -416,14 +411,6 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	s->parent = tgid | mark;
 	s->written = now(c);
 
-	/* Count first, look after: every exit up to n has set PF_EXITING before it
-	 * was counted, so a walk from here on sees it, and z zombies now mean that
-	 * there cannot be `level` before exit n + level - z. That holds for every
-	 * CPU's n and z on its own, so it does not matter whose `due` is stored
-	 * last. */
-	__sync_fetch_and_add(&p->exits, 1);
-
-	__u32 n = p->exits;
 	__u32 parent_start = parent->group_leader->start_boottime >> 20;
 
 	if (p->tgid == tgid && p->start == parent_start) {

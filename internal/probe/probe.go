@@ -55,7 +55,7 @@ type Options struct {
 
 // Counters are running totals of the kernel side.
 type Counters struct {
-	Exits uint64 // thread groups that died and became a zombie for a parent that has to reap it
+	Exits uint64 // thread groups that died
 	Walks uint64 // times a parent's children were counted
 	Hints uint64 // records sent to user space
 	Lost  uint64 // records dropped because the ring was full

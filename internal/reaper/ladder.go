@@ -57,7 +57,7 @@ type ladder struct {
 	dryRun  bool
 
 	seen       Look          // the last look that is known to have been at this parent
-	sure       bool          // it was good enough for a signal, and nothing was waited for since
+	sure       time.Time     // when it ended, if it was good enough for a signal and nothing was waited for since
 	pause      time.Duration // the wait that belongs to the last signal
 	tried      bool          // something was really done to it, or refused
 	nudges     int           // SIGCHLDs really sent
@@ -153,16 +153,19 @@ func (l *ladder) releaseSlot() {
 // begins anew; the place in the ladder is kept.
 func (l *ladder) verify(ctx context.Context) *Outcome {
 	var waited, twice bool
-	var unknown int
-	for !l.sure {
+	var unknown, slow int
+	for !l.fresh() {
+		began := time.Now()
 		reason, out := l.look(ctx)
 		switch {
 		case out != nil:
 			return out
+		case reason == "" && time.Since(began) > stale && slow < 2:
+			slow++ // maybe kzr stood still after it had looked
 		case reason == "":
 			l.locked(func() { l.status = Status{} })
 			if !waited || l.pause == 0 {
-				l.sure = true
+				l.sure = time.Now()
 				return nil
 			}
 			pause := l.pause
@@ -195,6 +198,13 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 	}
 	return nil
 }
+
+// stale is the age at which what was seen is worth nothing any more. No look takes as
+// long on a machine in order; but kzr may be stopped, starved of CPU, or wait for a disk.
+const stale = time.Second
+
+// fresh says that what was seen last still holds.
+func (l *ladder) fresh() bool { return !l.sure.IsZero() && time.Since(l.sure) < stale }
 
 // unknownTracer is how many looks may fail to tell whether there is a tracer before
 // that is said.
@@ -309,7 +319,7 @@ func (l *ladder) waitReleasingSlot(ctx context.Context, d time.Duration) *Outcom
 
 // forget lets go of what was seen, of which the zombies can be many megabytes.
 func (l *ladder) forget() {
-	l.sure = false
+	l.sure = time.Time{}
 	l.seen.Old = nil
 }
 

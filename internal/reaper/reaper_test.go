@@ -350,6 +350,30 @@ func TestFreshZombiesAreNoProgress(t *testing.T) {
 	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "terminated")
 }
 
+// What was seen is worth nothing once kzr has stood still: stopped, starved of CPU, or
+// waiting for a disk.
+func TestStandsStill(t *testing.T) {
+	z := zoo.Start(t, "leak=5 chld=count term=count serve")
+	judge := newJudge(t)
+	r := newRig(t, judge, plenty)
+	r.at = map[string]func(){"signal SIGCHLD": func() {
+		judge.set(func() {
+			judge.after = func(task.ID) {
+				judge.after = nil
+				z.Do("reap=all")
+				time.Sleep(stale + judge.nudge)
+			}
+		})
+	}}
+	if out := r.outcome(r.act(z.Proc)); out.Result != Reaped {
+		t.Errorf("outcome %+v", out)
+	}
+	r.wantStory(z.PID, "signal SIGCHLD", "reaped")
+	if c := z.Count(); c.TERM != 0 {
+		t.Errorf("signals came: %+v", c)
+	}
+}
+
 // One that has not reaped is not said to have, only because the rule asks for more
 // now than when it got its signal.
 func TestRuleChanges(t *testing.T) {

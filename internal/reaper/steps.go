@@ -291,11 +291,20 @@ func (l *ladder) strike(ctx context.Context, sig unix.Signal) *Outcome {
 		if out := l.verify(ctx); out != nil {
 			return out
 		}
-		if l.ticket != nil && l.ticket.held(l.seen.Pressure) {
-			return l.send(ctx, sig)
+		if l.ticket == nil || !l.ticket.held(l.seen.Pressure) {
+			if out := l.takeTicket(ctx); out != nil {
+				return out
+			}
+			continue
 		}
-		if out := l.takeTicket(ctx); out != nil {
-			return out
+		if l.dryRun = l.dryRun || l.r.isDryRun(); !l.dryRun {
+			l.locked(func() { l.r.acting[l.id] = true })
+		}
+		if l.ticket.spend(l.dryRun) {
+			l.r.save() // which may wait for a disk
+		}
+		if l.fresh() {
+			return l.send(ctx, sig)
 		}
 	}
 }
@@ -307,14 +316,6 @@ func (l *ladder) send(ctx context.Context, sig unix.Signal) *Outcome {
 	}
 	l.dryRun = l.dryRun || l.r.isDryRun()
 	lethal := sig != unix.SIGCHLD
-	if lethal {
-		if !l.dryRun {
-			l.locked(func() { l.r.acting[l.id] = true })
-		}
-		if l.ticket.spend(l.dryRun) {
-			l.r.save()
-		}
-	}
 	if !l.dryRun {
 		l.tried = true
 		switch err := l.proc.signal(sig); {
