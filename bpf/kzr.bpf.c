@@ -1283,6 +1283,8 @@ struct stance {
 	__u32 bits;
 	__u16 cs;
 	__u16 seccomp;
+	__u32 filters;
+	__u32 pad;
 };
 
 const struct stance *unused_stance __attribute__((unused));
@@ -1323,6 +1325,8 @@ int take_stance(struct bpf_iter__task *ctx)
 	}
 	s.pending = (task->pending.signal.sig[0] | task->signal->shared_pending.signal.sig[0]) & ~task->blocked.sig[0];
 	s.seccomp = task->seccomp.mode;
+	if (bpf_core_field_exists(struct seccomp, filter_count))
+		s.filters = task->seccomp.filter_count.counter;
 	if (s.seccomp && bpf_core_field_exists(struct seccomp_filter, cache.allow_native)) {
 		__u64 filter = U64((__u64)task, task_struct, seccomp.filter);
 

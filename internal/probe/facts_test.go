@@ -436,6 +436,34 @@ func TestStance(t *testing.T) {
 			return got.InCall && strings.HasPrefix(string(text), want+" ")
 		})
 	}
+	// The kernel says whether a filter lets a wait4 pass whatever its arguments are.
+	victim := zoo.Compile(t, "victim", "../reapinside/testdata/victim.c", "-pthread", "-no-pie", "-mno-red-zone")
+	for how, want := range map[string]task.Stance{
+		"sleep":         {},
+		"filter_allow":  {Seccomp: 2, Filters: 1, MayWait: true},
+		"filter_kill":   {Seccomp: 2, Filters: 1},
+		"filter_errno":  {Seccomp: 2, Filters: 1},
+		"filter_trap":   {Seccomp: 2, Filters: 1},
+		"filter_args":   {Seccomp: 2, Filters: 1},
+		"filter_notify": {Seccomp: 2, Filters: 1},
+		"filter_second": {Seccomp: 2, Filters: 2},
+	} {
+		cmd := exec.Command(victim, "be", how)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		var got task.Stance
+		zoo.Within(t, soon, how+" sleeps", func() bool {
+			var err error
+			got, err = p.Stance(ctx, identity(t, cmd.Process.Pid))
+			return err == nil && got.InCall && (got.Call == unix.SYS_CLOCK_NANOSLEEP || got.Call == unix.SYS_NANOSLEEP)
+		})
+		if got.Seccomp != want.Seccomp || got.Filters != want.Filters || got.MayWait != want.MayWait {
+			t.Errorf("%s: mode %d, %d filters, may wait: %v", how, got.Seccomp, got.Filters, got.MayWait)
+		}
+	}
 	blocks := z.Named("blocks")
 	blocks.Signal(unix.SIGTERM)
 	if got, err := p.Stance(ctx, identity(t, blocks.PID)); err != nil || got.Pending != 0 {

@@ -128,6 +128,8 @@ type kzrStance struct {
 	Bits    uint32
 	Cs      uint16
 	Seccomp uint16
+	Filters uint32
+	Pad     uint32
 }
 
 type kzrWalk struct {

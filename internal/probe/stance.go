@@ -106,6 +106,7 @@ func (p *Probe) Stance(ctx context.Context, id task.ID) (task.Stance, error) {
 		Args:         k.Args,
 		CS:           k.Cs,
 		Seccomp:      int(k.Seccomp),
+		Filters:      int(k.Filters),
 		MayWait:      k.Bits&stanceMayWait != 0,
 		UserDispatch: k.Bits&stanceDispatch != 0,
 		ShadowStack:  k.Bits&stanceShadowStack != 0,

@@ -538,6 +538,8 @@ static void b_filter_errno(void) { filter(SECCOMP_RET_ERRNO | EPERM, 0); sleep_f
 static void b_filter_trap(void) { filter(SECCOMP_RET_TRAP, 0); sleep_for_ever(); }
 static void b_filter_args(void) { filter(SECCOMP_RET_KILL_PROCESS, 1); sleep_for_ever(); }
 static void b_filter_allow(void) { filter(SECCOMP_RET_ALLOW, 0); sleep_for_ever(); }
+static void b_filter_notify(void) { filter(SECCOMP_RET_USER_NOTIF, 0); sleep_for_ever(); }
+static void b_filter_second(void) { filter(SECCOMP_RET_ALLOW, 0); filter(SECCOMP_RET_KILL_PROCESS, 0); sleep_for_ever(); }
 static void b_filter_late(void) { char b; if (read(0, &b, 1) != 1) _exit(1); filter(SECCOMP_RET_KILL_PROCESS, 0); sleep_for_ever(); }
 static volatile char selector;
 static void b_dispatch(void) { must(prctl(59, 1, 0, 0, &selector), "prctl"); for (;;) ; }
@@ -557,7 +559,7 @@ void sleep_there(void);
 __attribute__((used)) void sleep_there(void) { sleep_for_ever(); }
 #define B(n) {#n, b_##n}
 static const struct { const char *name; void (*f)(void); } beings[] = {
-	B(strict), B(filter_kill), B(filter_errno), B(filter_trap), B(filter_args), B(filter_allow), B(filter_late), B(dispatch),
+	B(strict), B(filter_kill), B(filter_errno), B(filter_trap), B(filter_args), B(filter_allow), B(filter_notify), B(filter_second), B(filter_late), B(dispatch),
 	B(vfork), B(leaderless), B(int80), B(sleep), B(spin), B(other_stack),
 };
 
