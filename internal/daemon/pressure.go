@@ -26,8 +26,10 @@ type relief struct {
 const (
 	// maxWave bounds a wave: each parent of it has a ladder with a pidfd.
 	maxWave = 32
-	// maxAssessed is how many parents are looked at in search of one that may be ended.
-	maxAssessed = 256
+	// maxAssessed is how many parents are looked at in search of one that may be ended,
+	// and maxRefused how many of one workload.
+	maxAssessed = 4096
+	maxRefused  = 256
 	// forgetRelapse is after how long a workload that filled the node is one like others.
 	forgetRelapse = time.Hour
 )
@@ -85,15 +87,25 @@ func (d *Daemon) urgent() bool {
 func (d *Daemon) nextWave(ctx context.Context, load observer.Load, r *relief, now time.Duration) bool {
 	need := load.Zombies - (load.Limit-1)/10
 	size, workload := 1, ""
-	for i, c := range d.observer.Candidates(load.ID) {
-		if need <= 0 || len(r.active) == size || i == maxAssessed || workload != "" && c.Workload != workload {
+	assessed, refused, refusing := 0, 0, ""
+	for _, c := range d.observer.Candidates(load.ID) {
+		if need <= 0 || len(r.active) == size || assessed == maxAssessed || workload != "" && c.Workload != workload {
 			break
 		}
+		if c.Workload != refusing {
+			refusing, refused = c.Workload, 0
+		}
+		if refused == maxRefused {
+			continue
+		}
+		assessed++
 		if len(r.active) == 0 && c.Workload == r.workload {
 			size = min(2*r.wave, maxWave)
 		}
 		alone, ok := d.relieveOf(ctx, load, c, r, now)
-		if ok && workload == "" {
+		if !ok {
+			refused++
+		} else if workload == "" {
 			workload = c.Workload
 		}
 		if ok || d.config.DryRun && d.rests(c.ID, now) {

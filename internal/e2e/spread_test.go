@@ -138,6 +138,26 @@ func TestScenario40NeighbourIsSpared(t *testing.T) {
 	})
 }
 
+// The workload that holds most may not be touched, however many parents it has. The
+// next one is.
+func TestScenario40LargestMayNotBeEnded(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		node := zoo.NewCgroup(t, "pids", "kubepods")
+		pod := func(n int) string {
+			return node.New(fmt.Sprintf("pod0f2d4b6a-1111-4222-8333-94445555666%d/%s", n, containerID(t))).Dir
+		}
+		observed := zoo.Start(t, "cgroup=%s term=count fork=times=300 { leak=4 serve } serve", pod(1))
+		leaker := zoo.Start(t, "cgroup=%s exec=%s leak=100 serve", pod(2), s.exe)
+		k := s.start(mode, "--threshold=200", "--grace=1h", "--pressure=0.85", "--sweep-interval=1s")
+		node.SetPidsMax(1700)
+		leaker.WaitDead(patience)
+		k.saw(leaker.PID, "terminated")
+		k.never(0, "a signal to the observed", func(e event) bool { return isSignal(e) && e.PID != leaker.PID })
+		alive(t, observed.Proc)
+	})
+}
+
 // A container's init starts the leaker again whenever it is ended, and the node's own
 // table is full each time. When that goes on the whole container is ended, whatever
 // the limits say.
