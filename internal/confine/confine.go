@@ -36,9 +36,9 @@ import (
 type Options struct {
 	// Network leaves sockets of IPv4 and IPv6, for metrics.
 	Network bool
-	// Commands leaves the filter out, which whoever the daemon starts would inherit: an
-	// operator's command could not even map its libraries. Capabilities are dropped all
-	// the same.
+	// Commands leaves only what an operator's command can do without as well, as it
+	// inherits the filter: neither it nor the daemon gets at the memory of others, mounts,
+	// namespaces, or the machine's administration. Capabilities are dropped all the same.
 	Commands bool
 	// Openat2 leaves openat2. Its flags cannot be looked at: with it, existing files
 	// can be opened for writing.
@@ -55,7 +55,8 @@ type Options struct {
 // done, and the error says what could not.
 func Daemon(o Options) error {
 	if o.Commands {
-		return dropCapabilities(o.WithoutLoading)
+		// First, as who is root need not deny the commands privileges for it.
+		return errors.Join(filterAll(o), dropCapabilities(o.WithoutLoading))
 	}
 	return errors.Join(dropCapabilities(o.WithoutLoading), filterAll(o))
 }
@@ -157,12 +158,17 @@ func install(p []unix.SockFilter, flags uintptr) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	// Who is not root may filter its own calls only if it cannot gain rights by exec.
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("setting no_new_privs: %w", err)
-	}
 	prog := &unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
-	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(prog)))
+	set := func() (uintptr, uintptr, unix.Errno) {
+		return unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(prog)))
+	}
+	thread, _, errno := set()
+	if errno == unix.EACCES { // who is not root may only if it cannot gain rights by exec
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("setting no_new_privs: %w", err)
+		}
+		thread, _, errno = set()
+	}
 	runtime.KeepAlive(p)
 	switch {
 	case errno != 0:

@@ -244,14 +244,19 @@ func TestIntruder(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		attr     *syscall.SysProcAttr
-		confined bool
+		confined string
 		memory   string // what becomes of the victim's
 		want     map[string]string
 	}{
-		{"unit", unit, false, "PWNED", map[string]string{"process_vm_writev": "done", "mem": "EACCES", "exec": "done", "exe": "done", "signal": "done"}},
-		{"unit, confined", unit, true, "untou", nil},
-		{"root", nil, false, "PWNED", map[string]string{"process_vm_writev": "done", "mem": "done"}},
-		{"root, confined", nil, true, "untou", nil},
+		{"unit", unit, "", "PWNED", map[string]string{"process_vm_writev": "done", "mem": "EACCES", "exec": "done", "exe": "done", "signal": "done"}},
+		{"unit, confined", unit, "confined", "untou", nil},
+		{"root", nil, "", "PWNED", map[string]string{"process_vm_writev": "done", "mem": "done"}},
+		{"root, confined", nil, "confined", "untou", nil},
+		// The unit's user cannot open the victim's memory in any case.
+		{"unit, with commands", unit, "commands", "untou", map[string]string{
+			"process_vm_writev": "EPERM", "process_vm_readv": "EPERM", "mem": "EACCES", "pidfd_getfd": "EPERM",
+			"exec": "done", "bpf": "EPERM", "exe": "done", "signal": "done",
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			victim := exec.Command(exe, "victim")
@@ -274,8 +279,10 @@ func TestIntruder(t *testing.T) {
 				t.Fatal(err)
 			}
 			args := []string{"intruder", strconv.Itoa(victim.Process.Pid), strings.TrimSpace(string(line[:n]))}
-			if tt.confined {
-				args = append(args, "confined")
+			if tt.confined != "" {
+				args = append(args, tt.confined)
+			}
+			if tt.confined == "confined" {
 				tt.want = map[string]string{
 					"process_vm_writev": "EPERM", "process_vm_readv": "EPERM", "mem": "EPERM", "pidfd_getfd": "EPERM",
 					"exec": "EPERM", "bpf": "EPERM", "exe": "done", "signal": "done",
@@ -296,7 +303,7 @@ func TestIntruder(t *testing.T) {
 					t.Errorf("%s: %s, want %s", what, said[what], want)
 				}
 			}
-			if foreign, ok := said["foreign"]; tt.confined && ok && foreign != "EPERM" {
+			if foreign, ok := said["foreign"]; tt.confined != "" && ok && foreign != "EPERM" {
 				t.Errorf("a call as a 32-bit program makes it: %s", foreign)
 			}
 			in.Close()

@@ -4,6 +4,7 @@ package confine
 
 import (
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,18 +12,17 @@ import (
 // lastCall is the newest system call that this list was made with.
 const lastCall = unix.SYS_RSEQ_SLICE_YIELD
 
-// denied are the calls that are refused whatever their arguments: for each group the
-// reason.
-var denied = []struct {
+// group is calls that are refused whatever their arguments, and the reason.
+type group struct {
 	reason string
 	calls  []uint32
-}{
+}
+
+// deniedToAll are refused to the daemon and to the commands that it starts.
+var deniedToAll = []group{
 	{"reads or changes the memory of another process, or takes its descriptors; reaping inside a parent is a helper's", []uint32{
 		unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_GETFD, unix.SYS_PROCESS_MADVISE,
 		unix.SYS_PROCESS_MRELEASE, unix.SYS_KCMP, unix.SYS_MOVE_PAGES, unix.SYS_MIGRATE_PAGES,
-	}},
-	{"starts a program: the daemon starts none, as nothing may fork when the process table is full", []uint32{
-		unix.SYS_EXECVE, unix.SYS_EXECVEAT,
 	}},
 	{"changes its namespaces or what is mounted, or leaves them by a handle", []uint32{
 		unix.SYS_SETNS, unix.SYS_UNSHARE, unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_PIVOT_ROOT, unix.SYS_CHROOT,
@@ -38,6 +38,13 @@ var denied = []struct {
 		unix.SYS_REBOOT, unix.SYS_KEXEC_LOAD, unix.SYS_KEXEC_FILE_LOAD, unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE,
 		unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME, unix.SYS_CLOCK_ADJTIME, unix.SYS_ADJTIMEX, unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME,
 		unix.SYS_SYSLOG, unix.SYS_ACCT, unix.SYS_VHANGUP, unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_QUOTACTL, unix.SYS_QUOTACTL_FD,
+	}},
+}
+
+// denied are refused to the daemon besides, if it starts no commands.
+var denied = []group{
+	{"starts a program: the daemon starts none, as nothing may fork when the process table is full", []uint32{
+		unix.SYS_EXECVE, unix.SYS_EXECVEAT,
 	}},
 	{"makes it another user, or gives it back what it gave up", []uint32{
 		unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID, unix.SYS_SETRESGID,
@@ -69,11 +76,27 @@ const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUT
 	unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
 func rules(o Options) []rule {
+	groups := deniedToAll
+	if !o.Commands {
+		groups = slices.Concat(groups, denied, deniedHere)
+	}
 	var all []rule
-	for _, group := range append(denied, deniedHere...) {
+	for _, group := range groups {
 		for _, nr := range group.calls {
 			all = append(all, rule{nr: nr, errno: unix.EPERM})
 		}
+	}
+	// What is loaded is used; nothing else is loaded, found by its id or in a file
+	// system, pinned, or read of the kernel's statistics. A link can be made: only of
+	// its own programs.
+	all = append(all, rule{unix.SYS_BPF, unix.EPERM, []allowed{{arg: 0, values: []uint32{
+		unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_GET_NEXT_KEY,
+		unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM, unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_MAP_LOOKUP_AND_DELETE_BATCH,
+		unix.BPF_MAP_UPDATE_BATCH, unix.BPF_MAP_DELETE_BATCH, unix.BPF_PROG_TEST_RUN, unix.BPF_OBJ_GET_INFO_BY_FD,
+		unix.BPF_RAW_TRACEPOINT_OPEN, unix.BPF_LINK_CREATE, unix.BPF_LINK_DETACH, unix.BPF_ITER_CREATE,
+	}}}})
+	if o.Commands {
+		return all
 	}
 	self := []uint32{uint32(os.Getpid())}
 	families := []uint32{unix.AF_UNIX}
@@ -99,15 +122,6 @@ func rules(o Options) []rule {
 		{unix.SYS_PKEY_MPROTECT, unix.EPERM, []allowed{{arg: 2, lacks: unix.PROT_EXEC}}},
 		// The terminal that it was started on is not typed into.
 		{unix.SYS_IOCTL, unix.EPERM, []allowed{{arg: 1, not: []uint32{unix.TIOCSTI, unix.TIOCLINUX}}}},
-		// What is loaded is used; nothing else is loaded, found by its id or in a file
-		// system, pinned, or read of the kernel's statistics. A link can be made: only of
-		// its own programs.
-		{unix.SYS_BPF, unix.EPERM, []allowed{{arg: 0, values: []uint32{
-			unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_GET_NEXT_KEY,
-			unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM, unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_MAP_LOOKUP_AND_DELETE_BATCH,
-			unix.BPF_MAP_UPDATE_BATCH, unix.BPF_MAP_DELETE_BATCH, unix.BPF_PROG_TEST_RUN, unix.BPF_OBJ_GET_INFO_BY_FD,
-			unix.BPF_RAW_TRACEPOINT_OPEN, unix.BPF_LINK_CREATE, unix.BPF_LINK_DETACH, unix.BPF_ITER_CREATE,
-		}}}},
 		{unix.SYS_OPENAT, unix.EPERM, readOrNew(2)},
 	}...)
 	if !o.Openat2 {

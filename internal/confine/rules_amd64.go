@@ -8,10 +8,7 @@ const (
 )
 
 // deniedHere and rulesHere are about calls that only this processor's programs have.
-var deniedHere = []struct {
-	reason string
-	calls  []uint32
-}{
+var deniedHere = []group{
 	{"makes a process", []uint32{unix.SYS_FORK, unix.SYS_VFORK}},
 	{"is for drivers and for programs of other times", []uint32{
 		unix.SYS_IOPERM, unix.SYS_IOPL, unix.SYS_MODIFY_LDT, unix.SYS_MKNOD, unix.SYS_USELIB,

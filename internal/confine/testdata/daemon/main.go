@@ -53,7 +53,7 @@ func victim() error {
 	return err
 }
 
-// intruder tries what is refused, and writes what came of it: PID ADDRESS [confined].
+// intruder tries what is refused, and writes what came of it: PID ADDRESS [confined|commands].
 func intruder(args []string) error {
 	pid, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -65,7 +65,7 @@ func intruder(args []string) error {
 	}
 	before := foreignGetpid()
 	if len(args) > 2 {
-		if err := confine.Daemon(confine.Options{}); err != nil {
+		if err := confine.Daemon(confine.Options{Commands: args[2] == "commands"}); err != nil {
 			return err
 		}
 	}
