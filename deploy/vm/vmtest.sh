@@ -55,7 +55,7 @@ kernel_tests() {
 		reaper -test.skip=TestOutcomes/reaps_one_per_SIGCHLD_and_leaks_more|TestReapsOneAtATime
 		tracker
 		$reapinside
-		e2e -test.parallel=6 -test.run=Scenario(04|08|09|10|31)|Scenario(28|41)MachineFull|Scenario29ContainerAtItsPidsMax/ebpf|Scenario40SpreadIsFreed/ebpf/one|Scenario4[67](WaitsForOne|Foreign)/ebpf|Scenario57Mixed/zoo $skip
+		e2e -test.parallel=6 -test.run=Scenario(04|08|09|10|31)|Scenario(28|41)MachineFull|Scenario29ContainerAtItsPidsMax/ebpf|Scenario40SpreadIsFreed/ebpf/one|Scenario47Foreign/ebpf $skip
 	END
 }
 

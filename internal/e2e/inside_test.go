@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"kzr/internal/zoo"
 )
 
@@ -154,4 +156,39 @@ sys.exit(any(p.wait() != 7 for p in own))`
 			t.Errorf("reaped %s", got)
 		}
 	})
+}
+
+// Without its helper kzr goes on, says so, and does what it would do otherwise.
+func TestScenario58HelperGone(t *testing.T) {
+	insideWorks(t)
+	t.Parallel()
+	s, c := newSite(t), newTenant(t)
+	k := s.start("--mode=ebpf", s.socket())
+	helpers := zoo.Children(k.pid)
+	if len(helpers) != 1 {
+		t.Fatalf("kzr has %d children", len(helpers))
+	}
+	if err := unix.Kill(helpers[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	var st status
+	zoo.Within(t, patience, "it says that the helper has ended", func() bool {
+		return s.ask("/v1/status", &st) == nil && strings.Contains(strings.Join(st.Problems, "\n"), "the helper that reaps inside other processes has ended")
+	})
+	z := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=init exec=%s term=count serve } serve", c.Dir, s.exe)
+	init := z.Named("init")
+	adopt(t, init, 15)
+	if e := k.saw(init.PID, "signal SIGKILL"); !strings.Contains(e.Msg, "not reaped inside: ") {
+		t.Errorf("it says %q", e.Msg)
+	}
+	k.saw(init.PID, "terminated")
+}
+
+// Where kzr cannot see what it needs, it says at the start that it does not reap inside.
+func TestScenario58Off(t *testing.T) {
+	t.Parallel()
+	k := newSite(t).start("--mode=proc")
+	if e := k.await("the start", func(e event) bool { return e.Event == "started" }); !strings.Contains(e.line, `"reap":"off: `) {
+		t.Errorf("it starts with %s", e.line)
+	}
 }

@@ -163,11 +163,12 @@ func highestPID(t *testing.T) (highest int) {
 
 // status is the part of GET /v1/status that these tests look at.
 type status struct {
-	Source  string `json:"source"`
-	Zombies int    `json:"zombies"`
-	Parents int    `json:"parents"`
-	Lost    int    `json:"lost"`
-	Sweeps  int    `json:"sweeps"`
+	Problems []string `json:"problems"`
+	Source   string   `json:"source"`
+	Zombies  int      `json:"zombies"`
+	Parents  int      `json:"parents"`
+	Lost     int      `json:"lost"`
+	Sweeps   int      `json:"sweeps"`
 
 	LastSweep    time.Time `json:"lastSweep"`
 	SweepSeconds float64   `json:"sweepSeconds"`

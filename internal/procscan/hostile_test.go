@@ -366,6 +366,7 @@ func TestForeign(t *testing.T) {
 	}
 	// A child of its own that gave its privilege away is not.
 	z := zoo.Start(t, "leak=5 fork { uid=4242 } serve")
+	zoo.Within(t, soon, "all of them are dead", func() bool { return zoo.Zombies(z.PID) == 6 })
 	for _, child := range both(t, s, z.PID).Reapable {
 		if child.Has(task.Foreign) {
 			t.Errorf("%+v is foreign", child)
@@ -375,6 +376,7 @@ func TestForeign(t *testing.T) {
 	inner := hostile(t, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	}, "foreign", "4242", "3")
+	zoo.Within(t, soon, "all of them are dead", func() bool { return zoo.Zombies(inner.Process.Pid) == 3 })
 	for _, child := range both(t, s, inner.Process.Pid).Reapable {
 		if child.Has(task.Foreign) {
 			t.Errorf("%+v of an init is foreign", child)

@@ -107,6 +107,17 @@ func TestReapInside(t *testing.T) {
 			story: []string{"signal SIGCHLD", "reaped"},
 			says:  map[string]string{"reaped": "; 15 more will be, not before "},
 		}, {
+			name:  "and adopts more meanwhile",
+			judge: func(j *procJudge) { j.own = 2 },
+			do: func(b *byRequest, _ int) (Insided, error) {
+				done, err := reap(b, 18, 0)
+				b.proc.Do("leak=3")
+				return done, err
+			},
+			calls: 1, want: Reaped, until: true, alive: true,
+			story: []string{"signal SIGCHLD", "reaped"},
+			says:  map[string]string{"reaped": "; 3 more will be, not before "},
+		}, {
 			name:  "in spite of a timeout, under pressure",
 			judge: func(j *procJudge) { j.pressure = policy.NodePressure },
 			do: func(b *byRequest, _ int) (Insided, error) {
@@ -224,7 +235,7 @@ func TestReapInside(t *testing.T) {
 func TestHarmlessInBackoff(t *testing.T) {
 	z := zoo.Start(t, "leak=30 chld=count serve")
 	judge := newJudge(t)
-	judge.adopted, judge.reap, judge.grace = true, config.ReapAdopted, 2*time.Second
+	judge.adopted, judge.reap, judge.grace, judge.own = true, config.ReapAdopted, 2*time.Second, 20
 	set := plenty
 	set.Limits.PerWorkload.Kills = 0
 	inside := &byRequest{t: t, proc: z.Proc}
@@ -238,7 +249,10 @@ func TestHarmlessInBackoff(t *testing.T) {
 		look, err := judge.Look(t.Context(), id)
 		return err == nil && look.Met
 	})
-	for range 2 {
+	for i := range 2 {
+		if i > 0 {
+			z.Do("leak=10")
+		}
 		zoo.Within(t, soon, "a ladder", func() bool { return r.Act(id, Who{Workload: "pod"}) })
 		zoo.Within(t, soon, "its end", func() bool { _, running := r.Status(id); return !running })
 		if out := r.outcome(id); out.Reason != policy.Backoff || time.Until(out.Until) < 59*time.Minute || !strings.Contains(out.Message, "limits.perWorkload (0 in 1h)") {

@@ -30,6 +30,7 @@ type procJudge struct {
 	adopted     bool            // all zombies are
 	reap        config.Reap
 	times       int           // how many zombies it seems to have for each that it has; 0 is one
+	own         int           // zombies that it forked itself, where it adopted the others
 	after       func(task.ID) // called when a look has been taken
 	first       map[task.Zombie]time.Duration
 	looks       map[task.ID]int
@@ -81,7 +82,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	if children := snap.Parents[id]; children != nil {
 		look.Zombies, look.Reapable = max(1, j.times)*children.Total(), len(children.Reapable)
 		if j.adopted {
-			look.Adopted = look.Reapable
+			look.Adopted = max(0, look.Reapable-j.own)
 		}
 		for _, z := range children.Reapable {
 			name := z.Waiting(0, 0)

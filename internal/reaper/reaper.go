@@ -54,6 +54,14 @@ type Look struct {
 	Reap config.Reap
 }
 
+// within counts the zombies that may be reaped inside it.
+func (l *Look) within() int {
+	if l.Reap == config.ReapAll {
+		return l.Reapable
+	}
+	return l.Adopted
+}
+
 // Judge looks at processes for the reaper. Both methods are called by several
 // goroutines at once, return early when the context ends, and read everything
 // they return after the call began: nothing may come from a cache of contents.

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kzr/internal/config"
 	"kzr/internal/policy"
 	"kzr/internal/report"
 	"kzr/internal/task"
@@ -132,10 +131,7 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 		}
 	}
 	if l.dryRun = l.dryRun || l.r.isDryRun(); l.dryRun {
-		n := l.seen.Adopted
-		if l.seen.Reap == config.ReapAll {
-			n = l.seen.Reapable
-		}
+		n := l.seen.within()
 		l.addNote(fmt.Sprintf("would reap %d zombies inside it", n))
 		if l.seen.Reapable-n < l.seen.Threshold {
 			return l.rehearsed()
@@ -191,10 +187,11 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 		return l.dropped(reason)
 	}
 	e := l.reapedEvent()
-	if last.Refused == "" && last.Left > 0 && l.seen.Pressure == policy.NoPressure {
+	more := l.seen.within()
+	if last.Refused == "" && l.seen.Pressure == policy.NoPressure && (last.Left > 0 || l.seen.Reapable-more < l.seen.Threshold) {
 		// It is doing good, and there is no hurry.
 		out = &Outcome{Result: Reaped, Until: time.Now().Add(max(l.seen.Grace, last.Alone))}
-		e.Message += fmt.Sprintf("; %d more will be, not before %s", last.Left, out.Until.Format(time.TimeOnly))
+		e.Message += fmt.Sprintf("; %d more will be, not before %s", max(last.Left, more), out.Until.Format(time.TimeOnly))
 		out.Message = e.Message
 	}
 	l.emit(e)

@@ -221,7 +221,7 @@ func TestScenario58Refusals(t *testing.T) {
 		{name: "filter traps, unknown", argv: be("filter_trap"), want: WaitFailed},
 		{name: "filter after the stance", argv: be("filter_late"), want: SeccompChanged, do: func(t *testing.T, s *subject) {
 			s.in.Write([]byte("x"))
-			s.until(func() bool { return s.status("Seccomp") == "2" })
+			s.until(func() bool { return s.status("Seccomp") == "2" && s.stateNow() == "S" })
 		}, change: func(st *task.Stance) { st.Seccomp, st.Filters = 0, 0 }},
 		{name: "second filter after the stance", argv: be("filter_allow"), want: SeccompChanged, change: func(st *task.Stance) { st.Filters++ }},
 		{name: "user dispatch", argv: be("dispatch"), want: UserDispatch, change: func(st *task.Stance) { st.UserDispatch = true }},
