@@ -81,6 +81,7 @@ func TestReapInside(t *testing.T) {
 			says:  map[string]string{"reaped": "reaped 20 zombies"},
 		}, {
 			name:  "not enough",
+			judge: func(j *procJudge) { j.own = 10 },
 			do:    func(b *byRequest, _ int) (Insided, error) { return reap(b, 10, 0) },
 			calls: 1, want: Terminated,
 			story: []string{"signal SIGCHLD", "reaped", "signal SIGTERM", "terminated"},
