@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"kzr/internal/config"
@@ -20,14 +21,16 @@ type inside struct {
 	probe  *probe.Probe
 }
 
-// wantsInside says whether the configuration asks for it anywhere.
-func wantsInside(c config.Config) bool {
-	want := c.Reap != config.ReapOff
-	for _, r := range c.Rules {
-		want = want || r.Reap != "" && r.Reap != config.ReapOff
-	}
-	return want && c.Mode != config.ModeProc
+// asksInside says whether the configuration asks for it anywhere, and wantsInside whether
+// in a mode in which it can work.
+func asksInside(c config.Config) bool {
+	return c.Reap != config.ReapOff ||
+		slices.ContainsFunc(c.Rules, func(r config.Rule) bool { return r.Reap != "" && r.Reap != config.ReapOff })
 }
+
+func wantsInside(c config.Config) bool { return asksInside(c) && c.Mode != config.ModeProc }
+
+var errInsideNeedsEBPF = errors.New("cannot reap inside other processes: that needs eBPF")
 
 // insidePatience is how long one step may take, and insideHurry while pids run out.
 const (

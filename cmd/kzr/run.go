@@ -148,6 +148,8 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	started := n.started(c)
 	if why := s.noInside.Load(); why != nil {
 		started.Attrs = append(started.Attrs, "reap", "off: "+*why)
+	} else if asksInside(c) && c.Mode == config.ModeProc { // chosen so, and no problem
+		started.Attrs = append(started.Attrs, "reap", "off: "+errInsideNeedsEBPF.Error())
 	}
 	s.report(started)
 	s.Run(ctx)
@@ -207,7 +209,7 @@ func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err e
 	case err == nil && helper == nil:
 		return
 	case err == nil && s.node.probe == nil:
-		err = errors.New("cannot reap inside other processes: that needs eBPF")
+		err = errInsideNeedsEBPF
 	case err == nil:
 		in := &inside{helper: helper, probe: s.node.probe}
 		o.Inside, s.view.Inside = in, in.refusal

@@ -178,7 +178,8 @@ func TestScenario58HelperGone(t *testing.T) {
 	z := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=init exec=%s term=count serve } serve", c.Dir, s.exe)
 	init := z.Named("init")
 	adopt(t, init, 15)
-	if e := k.saw(init.PID, "signal SIGKILL"); !strings.Contains(e.Msg, "not reaped inside: ") {
+	k.kids = nil
+	if e := k.saw(init.PID, "signal SIGTERM"); !strings.Contains(e.Msg, "not reaped inside: ") {
 		t.Errorf("it says %q", e.Msg)
 	}
 	k.saw(init.PID, "terminated")
