@@ -697,7 +697,9 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 		if !w.suspected {
 			w.suspected = true
 			w.sample = slices.Clone(zombies[:min(len(zombies), sampled)])
-			d.say(report.EventSuspect, "", &a, fmt.Sprintf("parent is not reaping; eligible in %s", (a.Due-now).Round(100*time.Millisecond)))
+			if left := (a.Due - now).Round(100 * time.Millisecond); left > 0 { // else it is news in a moment
+				d.say(report.EventSuspect, "", &a, fmt.Sprintf("parent is not reaping; eligible in %s", left))
+			}
 		}
 	case a.Verdict == policy.Target && now < w.until:
 		w.found.Verdict, w.found.Reason = policy.Spared, policy.Backoff
