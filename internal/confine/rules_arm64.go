@@ -9,9 +9,6 @@ const (
 
 // Every call that the processor's programs have is in rules.go.
 var (
-	deniedHere []struct {
-		reason string
-		calls  []uint32
-	}
-	rulesHere []rule
+	deniedHere []group
+	rulesHere  []rule
 )
