@@ -162,6 +162,9 @@ static void wait_dead(pid_t pid)
 	while (poll(&p, 1, -1) < 0 && errno == EINTR)
 		;
 	close(fd);
+	// The lock that this takes is held until the dead one's parent has its signal.
+	siginfo_t info;
+	waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL);
 }
 
 // ---- Steps and their arguments ------------------------------------------------
