@@ -102,7 +102,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err := s.restore(&o, c); err != nil {
 		return err
 	}
-	s.view = nodeview.View{Proc: n.proc, Name: resolver.Lookup}
+	s.view = nodeview.View{Proc: n.proc, Name: resolver.Lookup, Inside: s.whyNotInside, Watching: n.watching()}
 	s.reapInside(&o, helper, noHelper)
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
@@ -207,13 +207,24 @@ func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err e
 	case err == nil && helper == nil:
 		return
 	case err == nil && s.node.probe == nil:
-		err = errors.New("cannot reap inside other processes: that needs eBPF")
+		err = errors.New(reapinside.Cannot + "that needs eBPF")
 	case err == nil:
 		in := &inside{helper: helper, probe: s.node.probe}
 		o.Inside, s.view.Inside = in, in.refusal
 		return
 	}
 	s.noInside.Store(new(oneLine(err.Error())))
+}
+
+// whyNotInside says why a daemon without a helper reaps inside nobody.
+func (s *service) whyNotInside(context.Context, *task.Process) string {
+	switch why := s.noInside.Load(); {
+	case why != nil:
+		return strings.TrimPrefix(*why, reapinside.Cannot)
+	case s.config.Mode == config.ModeProc:
+		return nodeview.NeedsEBPF
+	}
+	return "reap was off when kzr was started"
 }
 
 // watchHelper tells of a helper that ends before kzr does.

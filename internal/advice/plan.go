@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"kzr/internal/config"
 	"kzr/internal/policy"
 	"kzr/internal/report"
 )
@@ -36,7 +37,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	case Dead(d):
 		return []string{"Nothing: a zombie cannot be signalled. Its parent is what counts."}
 	case dying(d):
-		return []string{"Nothing: it is already exiting, and another signal would not change that."}
+		return []string{planOfDying(d)}
 	case d.Reason == string(policy.Protected):
 		return []string{"Nothing, it is only reported: " + Because(policy.Protected) + "."}
 	case d.Reason == string(policy.OutOfScope), d.Reason == string(policy.ByRule) && !d.RuleUnsure:
@@ -55,7 +56,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	}
 	out = append(out, when(d, s)...)
 	if len(d.Ladder) > 0 && (d.Reason == "" || acting || temporary(d)) && (d.Verdict != string(policy.Watch) || d.DeadlineSeconds != nil) {
-		out = append(out, ladder(d))
+		out = append(out, ladder(d, s))
 	}
 	switch {
 	case s.Observe:
@@ -67,6 +68,26 @@ func Plan(d *report.Detail, s Settings) []string {
 		out = append(out, fmt.Sprintf("kzr has reaped inside it %d times already: the cause is still there and its owner should be told.", r.Times))
 	}
 	return out
+}
+
+// planOfDying says that there is nothing to do but wait, and for what.
+func planOfDying(d *report.Detail) string {
+	text := "kzr sends no further signal: it is already exiting, and waits for "
+	var who []string
+	for _, b := range d.BlockedBy {
+		does := "reap"
+		if b.Trace {
+			does = "detach from"
+		}
+		who = append(who, fmt.Sprintf("process %d (%s) to %s %s", b.PID, b.Comm, does, plural(b.Dead, "dead process", "dead processes")))
+	}
+	switch {
+	case len(who) > 0:
+		return text + enumerate(who) + "."
+	case namespaceInit(d):
+		return text + "all processes of its pid namespace to be gone."
+	}
+	return text + "the kernel to finish that."
 }
 
 // rule says what makes a target, for this process.
@@ -137,7 +158,7 @@ func when(d *report.Detail, s Settings) []string {
 }
 
 // ladder lists what happens to it.
-func ladder(d *report.Detail) string {
+func ladder(d *report.Detail, setting Settings) string {
 	var steps, skipped []string
 	for _, s := range d.Ladder {
 		name := s.Step
@@ -152,8 +173,15 @@ func ladder(d *report.Detail) string {
 		case policy.Nudge:
 			name += ", then " + wait(s.Wait) + " to reap"
 		case policy.Reap:
-			n := d.Adopted
-			name = fmt.Sprintf("reaping the %s inside it, which does not end it", plural(n, "adopted zombie", "adopted zombies"))
+			switch {
+			case d.Reap == string(config.ReapAll):
+				name = fmt.Sprintf("reaping the %s inside it, which does not end it but takes the exit statuses of its own children too",
+					plural(d.Reapable, "zombie", "zombies"))
+			case setting.Observe: // only a daemon sees which are
+				name = "reaping inside it those that are adopted, if any are and the kernel allows it, which does not end it"
+			default:
+				name = fmt.Sprintf("reaping the %s inside it, which does not end it", plural(d.Adopted, "adopted zombie", "adopted zombies"))
+			}
 		case policy.Terminate:
 			name += ", then " + wait(s.Wait) + " to exit"
 		}
