@@ -203,6 +203,18 @@ func TestExplain(t *testing.T) {
 			d.DeadlineSeconds, d.Until = new(0.0), &until
 			d.LimitsUsed = []report.LimitUsed{{Name: "perWorkload", Since: until.Add(-time.Hour), Until: until}}
 		}), []string{"the limit on kills is used up, until 2026-03-04 12:30:00", "limits.perWorkload, since 2026-03-04 11:30:00", "go on"}, nil},
+		{"acting, at a limit", plan, leaker(func(d *report.Detail) {
+			d.Verdict, d.Reason, d.Until, d.HeldUp = "acting", "rate_limited", &until, "limits.killsPerMinute (6) used up since 12:29:00; next kill at 12:30:00"
+			d.LimitsUsed = []report.LimitUsed{{Name: "killsPerMinute", Since: until.Add(-time.Minute), Until: until}}
+		}), []string{"kzr is acting on it now; its next step is held up until 2026-03-04 12:30:00: limits.killsPerMinute (6) used up since 12:29:00",
+			"limits.killsPerMinute, since 2026-03-04 12:29:00"}, nil},
+		{"acting, after another", plan, leaker(func(d *report.Detail) {
+			d.Verdict, d.Reason, d.HeldUp = "acting", "rate_limited", "waiting for pid 7 of the same workload to exit"
+		}), []string{"its next step is held up: waiting for pid 7 of the same workload to exit."}, []string{"until 2", "limit on kills"}},
+		{"a pause", plan, leaker(spared(policy.Backoff), func(d *report.Detail) {
+			d.DeadlineSeconds, d.Until = new(0.0), &until
+			d.LimitsUsed = []report.LimitUsed{{Name: "pause", Since: until.Add(-time.Minute), Until: until}}
+		}), []string{"kzr has recently acted on it or its workload, until 2026", "the pause between kills in one workload, since 2026-03-04 12:29:00"}, nil},
 		{"waiting", plan, leaker(spared(policy.Waiting), func(d *report.Detail) { d.DeadlineSeconds = new(0.0) }), []string{"It is spared: it is waiting for one child", "or when a pid limit is almost reached"}, nil},
 		{"pressure", plan, leaker(func(d *report.Detail) { d.Verdict, d.DeadlineSeconds, d.Pressure = "target", new(0.0), "workload" }), []string{"A pid limit of its workload is almost reached"}, []string{"at least 50"}},
 		{"dry run", with(Settings{DryRun: true}), leaker(), []string{"dry-run"}, nil},

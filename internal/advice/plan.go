@@ -120,7 +120,15 @@ func when(d *report.Detail, s Settings) []string {
 	var out []string
 	switch {
 	case d.Verdict == string(policy.Acting):
-		out = append(out, "It meets the rule, and kzr is acting on it now.")
+		text := "It meets the rule, and kzr is acting on it now"
+		if d.HeldUp != "" {
+			text += "; its next step is held up"
+			if d.Until != nil {
+				text += " until " + moment(*d.Until)
+			}
+			text += ": " + d.HeldUp
+		}
+		out = append(out, text+".")
 	case d.DeadlineSeconds == nil:
 		text := fmt.Sprintf("It has %d: nothing happens now.", d.Reapable)
 		if r := d.RatePerHour; r != nil && *r >= 1 && d.Reapable < d.Threshold {
@@ -266,7 +274,7 @@ func Because(r policy.Reason) string {
 	case policy.RateLimited:
 		return "the limit on kills is used up"
 	case policy.Backoff:
-		return "it was acted on recently"
+		return "kzr has recently acted on it or its workload"
 	case policy.Recovered:
 		return "it has begun to reap"
 	case policy.IdentityChanged:

@@ -773,24 +773,20 @@ func (d *Daemon) ended(out reaper.Outcome) {
 		w.until = now + time.Until(out.Until)
 	case !out.Until.IsZero():
 		// No kill before then; but what hurts nobody is tried again.
-		if w.limited.Until.Before(time.Now()) {
-			w.limited.Since = time.Now()
+		since := out.Limit.Since
+		if since.IsZero() { // it never allowed a kill
+			since = time.Now()
+			if w.limited.Until.After(since) {
+				since = w.limited.Since
+			}
 		}
-		w.limited.Name, w.limited.Until = limitOf(out.Reason), out.Until
+		w.limited = report.LimitUsed{Name: out.Limit.Name, Since: since, Until: out.Until}
 		w.until = now + min(time.Until(out.Until), max(w.found.Rule.Grace, blindPause))
 	}
 	if out.Result == reaper.Spared {
 		w.reason = out.Reason
 		w.said[out.Reason] = said{now, w.found.Reapable}
 	}
-}
-
-// limitOf names the limit behind a reason, as the configuration has it.
-func limitOf(r policy.Reason) string {
-	if r == policy.RateLimited {
-		return "killsPerMinute"
-	}
-	return "perWorkload"
 }
 
 // checkLimits plans a sweep if pids are running out, or so many tasks have come

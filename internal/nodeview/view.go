@@ -251,6 +251,7 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 			out.WorkloadTotal = &w
 		}
 	}
+	out.HeldUp = report.Sanitize(v.Daemon.HeldUp(id))
 	if l, ok := v.Daemon.LimitUsed(id); ok {
 		out.LimitsUsed = append(out.LimitsUsed, l)
 	}

@@ -272,7 +272,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 		waited, limit := time.Since(sent), l.r.timing.kill
 		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" {
 			wait = l.whileDeferred(policy.Dying) // with SIGKILL pending, it is
-			l.hold(reason, "SIGKILL is pending; another would not help", time.Time{})
+			l.hold(reason, &refusal{message: "SIGKILL is pending; another would not help"})
 			limit = l.r.timing.dying
 		}
 		if l.seen.Pressure == policy.NodePressure && waited >= l.r.timing.next {

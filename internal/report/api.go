@@ -122,6 +122,8 @@ type Detail struct {
 	ZombieOrigins []Origin `json:"zombieOrigins"`
 	// LimitsUsed are the limits on kills that are used up and concern it; never null.
 	LimitsUsed []LimitUsed `json:"limitsUsed"`
+	// HeldUp says what kzr waits for while it acts on it, "" if nothing holds it up.
+	HeldUp string `json:"heldUp"`
 	// ReapInside says whether kzr can reap inside it, null if nobody has looked.
 	ReapInside *ReapInside `json:"reapInside"`
 	// KillTakes is what SIGKILL would take along, null if it is not known.
