@@ -65,7 +65,7 @@ func runCheck(ctx context.Context, flags *config.Flags, r *checklist) error {
 	r.limits(proc)
 	r.signals()
 	if err := confine.Verify(); err != nil {
-		r.note("confinement", "%v: the daemon keeps rights that it does not need", err)
+		r.note("confinement", "cannot give up all privileges that kzr no longer needs: %v", err)
 	} else {
 		r.pass("confinement", "the daemon can give up what only its start needs")
 	}

@@ -70,7 +70,7 @@ func (n *node) load(c config.Config) (err error) {
 		return nil
 	}
 	if c.Mode == config.ModeEBPF {
-		return fmt.Errorf("mode ebpf cannot work here: %w", err)
+		return fmt.Errorf("mode ebpf is not available here: %w", err)
 	}
 	n.why = err
 	return nil

@@ -98,9 +98,9 @@ func rule(d *report.Detail) string {
 	}
 	switch d.Pressure {
 	case string(policy.WorkloadPressure):
-		return "A pid limit of its workload is almost reached: now any number of zombies counts that are dead for 1s, and the workload's largest parents come first."
+		return "A pid limit of its workload is almost reached: the threshold no longer applies, and zombies count after 1s. Its largest parents come first."
 	case string(policy.NodePressure):
-		return "The node is almost out of pids: now any number of zombies counts that are dead for 1s, and the largest workloads come first."
+		return "The node is almost out of pids: the threshold no longer applies, and zombies count after 1s. The largest workloads come first."
 	}
 	return fmt.Sprintf("%s: at least %s, each for at least %s.", by, plural(d.Threshold, "zombie", "zombies"), seconds(d.Grace))
 }

@@ -276,7 +276,7 @@ func (d *Daemon) decided(e report.Event) {
 		times := d.inside[e.Process.ID]
 		d.mu.Unlock()
 		if times >= 2 { // or it would go on for ever, unnoticed
-			e.Message += fmt.Sprintf("; done %d times by now: tell its owner, kzr explain %d names the cause and the fix", times, e.Process.PID)
+			e.Message += fmt.Sprintf("; reaped inside it %d times so far: tell its owner (kzr explain %d shows the cause and the fix)", times, e.Process.PID)
 		}
 	}
 	d.opts.Report(e)
@@ -731,7 +731,7 @@ func (d *Daemon) recovered(w *watched) {
 			return
 		}
 	}
-	d.say(report.EventSpared, policy.Recovered, &w.found, "reaped, or ended by itself")
+	d.say(report.EventSpared, policy.Recovered, &w.found, "no longer a suspect: it has reaped or exited")
 }
 
 // act starts a ladder, unless this daemon only looks.

@@ -121,7 +121,7 @@ intrusion detection may report that. ` + "`reap: off`" + ` turns it off.`
 
 var sections = []struct{ title, text string }{
 	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` reload its configuration; ` + "`event=reloaded`" + ` in the log says how that
-went. A bad configuration, or a file that has disappeared, changes nothing: that is an
+went. An invalid configuration, or a file that has disappeared, changes nothing: that is an
 error in the log, and systemctl status shows it until a good one is loaded. SIGTERM and
 SIGINT stop it at any time; it sends no further signals.`},
 	{"EXIT STATUS", `0: success. 1: failure at run time. 2: bad command line or configuration. 3: ` + "`kzr scan --exit-status`" + `

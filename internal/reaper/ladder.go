@@ -454,7 +454,7 @@ func (l *ladder) dropped(reason policy.Reason) *Outcome {
 	if reason == policy.Recovered {
 		message += ": below the rule"
 		if done {
-			message = "no further signal sent: it has not reaped, but the rule asks for more now"
+			message = "no further signal sent: it has not reaped, but no longer meets the rule, which has changed"
 		}
 	}
 	return l.spared(report.Event{Reason: string(reason), Message: message})
@@ -469,7 +469,7 @@ func (l *ladder) reapedEvent() report.Event {
 	switch {
 	case l.inside.Reaped > 0:
 		e.By, e.Reaped, e.Stopped = "kzr", l.inside.Reaped, l.inside.Stopped
-		e.Message = fmt.Sprintf("reaped %d zombies inside it, which stood still for at most %s; %d left",
+		e.Message = fmt.Sprintf("reaped %d zombies inside it (paused for at most %s); %d left",
 			l.inside.Reaped, l.inside.Stopped.Round(100*time.Microsecond), l.seen.Reapable)
 	case l.lethal != 0:
 		e.Message = fmt.Sprintf("parent reaped after %s; %d zombies left", unix.SignalName(l.lethal), l.seen.Reapable)

@@ -194,7 +194,7 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 	if last.Refused == "" && last.Left > 0 && l.seen.Pressure == policy.NoPressure {
 		// It is doing good, and there is no hurry.
 		out = &Outcome{Result: Reaped, Until: time.Now().Add(max(l.seen.Grace, last.Alone))}
-		e.Message += fmt.Sprintf("; %d more will be, not before %s", last.Left, out.Until.Format(time.TimeOnly))
+		e.Message += fmt.Sprintf("; %d more to reap inside it, not before %s", last.Left, out.Until.Format(time.TimeOnly))
 		out.Message = e.Message
 	}
 	l.emit(e)
@@ -209,7 +209,7 @@ func (l *ladder) skipped(do policy.Do) string {
 		Reap: l.seen.Reap, Reapable: l.seen.Reapable, Adopted: l.seen.Adopted,
 	}
 	if l.r.Inside == nil {
-		m.Refusal = "there is no helper"
+		m.Refusal = "the helper that reaps inside processes is not running"
 	}
 	steps := policy.Ladder(&l.seen.Process.Facts, m)
 	return steps[slices.IndexFunc(steps, func(s policy.Step) bool { return s.Do == do })].Skipped
@@ -366,7 +366,7 @@ func (l *ladder) addNote(note string) { l.notes = append(l.notes, note) }
 
 func (l *ladder) withNotes(message string) string {
 	if l.nudges > 1 && l.toldNudges < l.nudges {
-		l.addNote(fmt.Sprintf("%d SIGCHLD were sent", l.nudges))
+		l.addNote(fmt.Sprintf("sent SIGCHLD %d times", l.nudges))
 		l.toldNudges = l.nudges
 	}
 	message = strings.Join(append([]string{message}, l.notes...), "; ")

@@ -660,7 +660,7 @@ func TestHeadline(t *testing.T) {
 func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	m := newModel(t.Context(), Options{})
 	m.Update(sampleMsg{at: noon, err: errors.New("nobody there")})
-	wants(t, m, "NO VIEW", "nobody there")
+	wants(t, m, "NO DATA", "nobody there")
 	see(m, time.Second, node(), status())
 	m.Update(sampleMsg{at: noon.Add(31 * time.Second), err: errors.New("it hangs")})
 	wants(t, m, "NO ANSWER", "for 30s; showing old data", "4242")
