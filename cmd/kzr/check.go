@@ -7,15 +7,19 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"kzr/internal/config"
 	"kzr/internal/confine"
 	"kzr/internal/container"
+	"kzr/internal/nodeview"
 	"kzr/internal/probe"
 	"kzr/internal/procscan"
 	"kzr/internal/reaper"
+	"kzr/internal/reapinside"
 	"kzr/internal/report"
 )
 
@@ -65,11 +69,11 @@ func runCheck(ctx context.Context, flags *config.Flags, r *checklist) error {
 	r.limits(proc)
 	r.signals()
 	if err := confine.Verify(); err != nil {
-		r.note("confinement", "%v: the daemon keeps rights that it does not need", err)
+		r.note("confinement", "cannot give up all privileges that kzr no longer needs: %v", err)
 	} else {
 		r.pass("confinement", "the daemon can give up what only its start needs")
 	}
-	r.mode(ctx, proc, c)
+	r.inside(ctx, c, r.mode(ctx, proc, c))
 	r.runtimes(ctx, c)
 	r.daemon(ctx, c)
 	return nil
@@ -175,12 +179,13 @@ func (r *checklist) signals() {
 	r.pass("pidfd", "works")
 }
 
-// mode checks what each mode needs and says what auto comes to.
-func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.Config) {
+// mode checks what each mode needs and says what auto comes to. It returns what
+// reaping inside lacks.
+func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.Config) (noInside error) {
 	offsets, err := proc.Offsets()
 	if err != nil {
 		r.fail("time namespace", "run kzr in the host's time namespace", err)
-		return
+		return err
 	}
 	var missing error
 	for _, f := range probe.Features(ctx, probe.Options{Level: c.Threshold, Offsets: offsets}) {
@@ -189,6 +194,9 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 			r.pass("eBPF: "+f.Name, "works")
 			continue
 		case f.Optional:
+			if errors.Is(f.Err, probe.ErrNoStance) {
+				noInside = fmt.Errorf("it needs Linux 5.15: %w", f.Err)
+			}
 			r.note("eBPF: "+f.Name, "%v: %s", f.Err, f.Hint)
 			continue
 		case c.Mode == config.ModeEBPF:
@@ -210,6 +218,37 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 	case c.Mode == config.ModeAuto:
 		r.pass("mode", "proc (chosen by auto: eBPF is not available: %v)", missing)
 	}
+	if missing != nil {
+		return fmt.Errorf("it needs eBPF: %w", missing)
+	}
+	return noInside
+}
+
+// inside tries to reap inside a process of kzr's own. Without it kzr works on, and ends
+// parents that could have lived.
+func (r *checklist) inside(ctx context.Context, c config.Config, lacks error) {
+	const what = "reaping inside"
+	switch {
+	case c.Mode == config.ModeProc:
+		r.note(what, "not available: %s", nodeview.NeedsEBPF)
+		return
+	case !wantsInside(c):
+		r.pass(what, "off (configured)")
+		return
+	case lacks != nil:
+		r.note(what, "not available: %v", lacks)
+		return
+	}
+	helper, err := reapinside.Start(ctx)
+	if err != nil {
+		r.note(what, "not available: %s", strings.TrimPrefix(err.Error(), reapinside.Cannot))
+		return
+	}
+	if err := helper.Close(); err != nil {
+		r.note(what, "the helper process did not end: %v", err)
+		return
+	}
+	r.pass(what, "works")
 }
 
 // runtimes asks each container runtime who it is. kzr works without them, so

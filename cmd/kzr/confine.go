@@ -30,7 +30,7 @@ func (n *node) confine(c config.Config, log *slog.Logger) {
 		}
 	}
 	if err := confine.Daemon(o); err != nil {
-		log.Warn("kzr keeps more rights than it needs", "error", err)
+		log.Warn("cannot give up all privileges that kzr no longer needs", "error", err)
 	}
 }
 

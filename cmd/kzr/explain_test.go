@@ -28,6 +28,7 @@ func explanationOf(t *testing.T, kzr string, pid int, args ...string) string {
 // Real parents of each kind, and what a reader must find about them, or must not.
 func TestExplainByKind(t *testing.T) {
 	kzr := program(t)
+	t.Setenv("KZR_NODE_NAME", "node-17")
 	for _, tc := range []struct {
 		name, script string
 		proc         string   // whom it is about; "" is main
@@ -37,7 +38,11 @@ func TestExplainByKind(t *testing.T) {
 			[]string{"waiting for one particular child, process KID (slow)", "Usually nothing: it reaps once process KID exits", "waits for KID (slow)"},
 			[]string{"never reaped a child and does not", "Give the container an init", "orphan"}},
 		{"stopped", "fork=pidns,proc { name=parent leak=60 serve } serve", "parent",
-			[]string{"It is stopped (SIGSTOP or job control)", "kill -CONT PARENT", "stopped, 1 thread"}, []string{"does not handle SIGCHLD"}},
+			[]string{"It is stopped (SIGSTOP or job control)", "kill -CONT PARENT", "stopped, 1 thread"}, []string{"does not handle SIGCHLD", "an init", "wait for every child"}},
+		{"one who is given children", "fork=pidns,proc { fork { name=parent fork { name=kid comm=worker uid=65534 serve } serve } serve } serve", "parent",
+			[]string{"60 of them were put on it (CLONE_", "another process put them on it", "Those that are alive: KID (worker)"}, []string{"wait for every child", "does not handle SIGCHLD"}},
+		{"a tracer that holds them", "fork=pidns,proc { chld=reap hold=60 { name=parent serve } serve } serve", "parent",
+			[]string{"It has 60 zombies that it could reap", "It traces these processes", "Make process PARENT wait for what it traces, or detach"}, []string{"wait for every child", "does not handle SIGCHLD"}},
 		{"traced by its own child", "fork=pidns,proc { name=parent leak=60 fork { name=kid trace=parent serve } serve } serve", "parent",
 			[]string{"traced by its own child, process KID: no debugger", "kill -KILL KID"}, nil},
 		{"traced by another", "fork=pidns,proc { name=parent leak=60 serve } fork { name=kid serve } serve", "parent",
@@ -47,14 +52,14 @@ func TestExplainByKind(t *testing.T) {
 		{"a dead leader", "fork=pidns,proc { name=parent leak=60 deadleader serve } serve", "parent",
 			[]string{"Its main thread has exited, which is why ps shows it as a zombie; 1 other thread is still running", "It has 60 zombies that it could reap"}, []string{"is a zombie. Its parent"}},
 		{"a sleep as pid 1", "fork=pidns,proc { name=parent leak=60 serve } serve", "parent",
-			[]string{"(sleep) is pid 1 of", "sleep never waits for children", "SIGTERM (the kernel drops it", "The container ends"}, nil},
+			[]string{"host node-17", "reaping inside it those that are adopted", "(sleep) is pid 1 of", "sleep never waits for children", "SIGTERM (the kernel drops it", "The container ends"}, nil},
 		{"an init that takes others along", "fork=pidns,proc { name=parent leak=60 fork { serve } fork { serve } serve } serve", "parent",
 			[]string{"2 other processes of its container end with it", "The container ends"}, []string{"another parent"}},
 		{"a worker that leaves orphans", "fork=pidns,proc { chld=reap fork { name=parent leak=60 fork { serve } serve } serve } serve", "parent",
 			[]string{"Its live child lives on and gets another parent"}, []string{"The container ends"}},
 		{"an init that cannot end", "fork=pidns { name=parent fork { name=kid serve } serve } fork { name=tracer comm=tracer serve } serve", "parent",
 			[]string{"It is exiting.", "waits for 1 dead process of its pid namespace that process TRACER (tracer) traces",
-				"Nothing: it is already exiting", "Why it does not end", "Make process TRACER (tracer) detach, or end it."}, []string{"What SIGKILL would"}},
+				"kzr sends no further signal: it is already exiting, and waits for process TRACER (tracer) to detach from 1 dead process.", "Why it does not end", "Make process TRACER (tracer) detach, or end it."}, []string{"What SIGKILL would"}},
 		{"a shim with the zombies of a container", "fork { cgroup=%[2]s exec=%[1]s/containerd-shim-runc-v2,containerd-shim-runc-v2,-namespace,k8s.io,-id,0123456789abcdef name=parent fork=times=60 { cgroup=%[3]s exit } serve } serve", "parent",
 			[]string{"belongs to a container runtime (containerd-shim-runc-v2) and serves container 0123456789ab", "They came from 0123456789ab (60).", "kill -CHLD PARENT", "replaces the shim"},
 			[]string{"Give the container an init", "In containerd-shim"}},
@@ -91,6 +96,8 @@ func TestExplainByKind(t *testing.T) {
 			case "in vfork":
 				z.Named("parent").Do("vfork")
 				zoo.Within(t, patience, "state D", func() bool { return zoo.State(pid) == 'D' })
+			case "one who is given children":
+				z.Named("kid").Do("leak=60,sibling")
 			case "stopped":
 				z.Named("parent").Signal(unix.SIGSTOP) // its own it would not heed, as pid 1
 				zoo.Within(t, patience, "state T", func() bool { return zoo.State(pid) == 'T' })
@@ -112,6 +119,45 @@ func TestExplainByKind(t *testing.T) {
 			}
 			for _, not := range tc.not {
 				if strings.Contains(out, r.Replace(not)) {
+					t.Errorf("says %q:\n%s", not, out)
+				}
+			}
+		})
+	}
+}
+
+// A daemon tells what it has watched, and why it reaps inside nobody.
+func TestExplainAsksTheDaemon(t *testing.T) {
+	kzr := program(t)
+	for _, tc := range []struct {
+		name, mode, script string
+		want, not          []string
+	}{
+		{"eBPF sees who forked them", "--mode=ebpf", "fork=pidns,proc { name=parent leak=60 serve } serve",
+			[]string{"none is adopted: it forked them itself", "Skipped: reaping inside it (none of its zombies is known to be adopted)"},
+			[]string{"orphan", "Run an init", "not available"}},
+		{"in proc mode it cannot", "--mode=proc", "fork=pidns,proc { name=parent leak=60 serve } serve",
+			[]string{"Skipped: reaping inside it (it needs eBPF, and mode is proc)", "Run an init", "not possible: it needs eBPF, and mode is proc"},
+			[]string{"it forked them itself", "not available"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "kzr-explain-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			socket := filepath.Join(dir, "s")
+			startDaemon(t, kzr, "--socket", socket, "--cri", "", "--dry-run", "--grace", "1h", tc.mode)
+			time.Sleep(50 * time.Millisecond) // what began in the tick of its start may be older
+			pid := zoo.Start(t, "%s", tc.script).Named("parent").PID
+			out := explanationOf(t, kzr, pid, "--socket", socket)
+			for _, want := range tc.want {
+				if !strings.Contains(out, want) {
+					t.Errorf("does not say %q:\n%s", want, out)
+				}
+			}
+			for _, not := range tc.not {
+				if strings.Contains(out, not) {
 					t.Errorf("says %q:\n%s", not, out)
 				}
 			}

@@ -30,7 +30,7 @@ func asksInside(c config.Config) bool {
 
 func wantsInside(c config.Config) bool { return asksInside(c) && c.Mode != config.ModeProc }
 
-var errInsideNeedsEBPF = errors.New("cannot reap inside other processes: that needs eBPF")
+var errInsideNeedsEBPF = errors.New("it needs eBPF")
 
 // insidePatience is how long one step may take, and insideHurry while pids run out.
 const (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"kzr/internal/config"
 	"kzr/internal/daemon"
@@ -69,7 +70,7 @@ func (n *node) load(c config.Config) (err error) {
 		return nil
 	}
 	if c.Mode == config.ModeEBPF {
-		return fmt.Errorf("mode ebpf cannot work here: %w", err)
+		return fmt.Errorf("mode ebpf is not available here: %w", err)
 	}
 	n.why = err
 	return nil
@@ -124,6 +125,18 @@ func (n *node) attached() {
 func (n *node) disableHints(err error) {
 	if n.hintsLost.CompareAndSwap(nil, &err) && n.onHintsLost != nil {
 		n.onHintsLost(err)
+	}
+}
+
+// watching returns what says since when, in clock ticks since boot, the exit program
+// sees who is orphaned; 0 is not at all.
+func (n *node) watching() func() uint64 {
+	since := uint64(task.SinceBoot()/(time.Second/task.TicksPerSecond)) + 1
+	return func() uint64 {
+		if n.probe == nil || n.hintsLost.Load() != nil {
+			return 0
+		}
+		return since
 	}
 }
 

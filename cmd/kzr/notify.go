@@ -126,7 +126,7 @@ func statusLine(st report.Status) string {
 	if st.DryRun {
 		how += ", dry run"
 	}
-	line := fmt.Sprintf("watching %s: %s, %s, %s ended", how,
+	line := fmt.Sprintf("watching %s: %s, %s, %s terminated", how,
 		counted(st.Zombies, "zombie"), counted(st.Targets, "target"), counted(st.Kills, "parent"))
 	if n := len(st.Problems); n > 0 {
 		line += "; " + oneLine(st.Problems[0])

@@ -1,118 +1,149 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"kzr/internal/readers"
 	"kzr/internal/report"
 )
-
-// ids are the numbers of a thread: its process, and what it is called in each pid
-// namespace from ours inwards.
-type ids struct {
-	process, parent int
-	ns              []int
-}
 
 // nsGetParent is NS_GET_PARENT of linux/nsfs.h.
 const nsGetParent = 0xb702
 
-// readIDs reads the status of a thread in a directory such as /proc/1.
-func readIDs(dir string) (ids, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "status"))
+// statuses reads status files of /proc. To read one can take half a megabyte, or for
+// ever if the reader is left to tear the process's memory down; so that is the last
+// resort, on threads that may be lost.
+var statuses = sync.OnceValue(func() *readers.Pool { return readers.New(4, 1) })
+
+// statusPatience is how long one may take.
+const statusPatience = 500 * time.Millisecond
+
+// namesOf are a process's numbers in each pid namespace from ours inwards. Its pidfd
+// tells them without its memory.
+func namesOf(pid int) ([]int, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return ids{}, err
+		return nil, err
 	}
-	var out ids
-	for line := range strings.Lines(string(b)) {
-		key, value, _ := strings.Cut(line, ":")
-		fields := strings.Fields(value)
-		switch {
-		case key == "Tgid" && len(fields) == 1:
-			out.process, err = strconv.Atoi(fields[0])
-		case key == "PPid" && len(fields) == 1:
-			out.parent, err = strconv.Atoi(fields[0])
-		case key == "NSpid":
-			for _, f := range fields {
-				n, err := strconv.Atoi(f)
-				if err != nil {
-					return ids{}, err
-				}
-				out.ns = append(out.ns, n)
-			}
-			return out, err
+	defer unix.Close(fd)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return nil, err
+	}
+	if names, err := nspidIn(b); err == nil {
+		return names, nil
+	}
+	return statusNames(fmt.Sprintf("/proc/%d", pid)) // before Linux 5.5
+}
+
+// statusNames are the same for a thread or process in a directory of /proc.
+func statusNames(dir string) ([]int, error) {
+	b, err := readers.Read(context.Background(), statuses(), dir, statusPatience, func() ([]byte, error) {
+		return os.ReadFile(filepath.Join(dir, "status"))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return nspidIn(b)
+}
+
+// nspidIn finds the line NSpid in a status file or in what is told of a pidfd.
+func nspidIn(b []byte) (names []int, err error) {
+	for line := range bytes.Lines(b) {
+		list, ok := bytes.CutPrefix(line, []byte("NSpid:"))
+		if !ok {
+			continue
 		}
+		for f := range strings.FieldsSeq(string(list)) {
+			n, err := strconv.Atoi(f)
+			if err != nil {
+				return nil, err
+			}
+			names = append(names, n)
+		}
+		return names, nil
 	}
-	return out, errors.New("the kernel does not tell pids by namespace")
+	return nil, errors.New("the kernel does not tell pids by namespace")
 }
 
 // processOf returns the process that a thread belongs to; mostly it is that thread.
 func processOf(thread int) (int, error) {
-	id, err := readIDs(fmt.Sprintf("/proc/%d", thread))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, fmt.Errorf("process %d: %w", thread, report.ErrNotFound)
+	if isProcess(thread) {
+		return thread, nil
 	}
-	if err != nil {
-		return 0, fmt.Errorf("reading process %d: %w", thread, err)
+	for _, n := range numbersIn(fmt.Sprintf("/proc/%d/task", thread)) {
+		if isProcess(n) {
+			return n, nil
+		}
 	}
-	return id.process, nil
+	return 0, fmt.Errorf("process %d: %w", thread, report.ErrNotFound)
+}
+
+// isProcess says that a number is a process's, dead or alive, and not a thread's.
+func isProcess(pid int) bool {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
+// numbersIn lists the pids or thread ids in a directory of /proc.
+func numbersIn(dir string) (list []int) {
+	entries, _ := os.ReadDir(dir) // what is there till it is gone
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
+			list = append(list, n)
+		}
+	}
+	return list
 }
 
 // pidInside finds the process that is called pid in the pid namespace of the process
 // in. A thread's number stands for its process.
 func pidInside(pid, in int) (int, error) {
-	inside := fmt.Sprintf("/proc/%d", in)
-	at, err := readIDs(inside)
-	if err != nil {
-		return 0, fmt.Errorf("process %d: %w", in, report.ErrNotFound)
-	}
-	level := len(at.ns) - 1
-	want, err := os.Stat(inside + "/ns/pid")
-	if err != nil {
-		return 0, fmt.Errorf("reading the pid namespace of process %d: %w", in, err)
-	}
-	entries, err := os.ReadDir("/proc")
+	in, err := processOf(in)
 	if err != nil {
 		return 0, err
 	}
-	for _, e := range entries {
-		if strings.Trim(e.Name(), "0123456789") != "" {
+	at, err := namesOf(in)
+	if err != nil {
+		return 0, fmt.Errorf("reading process %d: %w", in, err)
+	}
+	level := len(at) - 1
+	want, err := os.Stat(fmt.Sprintf("/proc/%d/ns/pid", in))
+	if err != nil {
+		return 0, fmt.Errorf("reading the pid namespace of process %d: %w", in, err)
+	}
+	var members []int
+	for _, leader := range numbersIn("/proc") {
+		names, err := namesOf(leader)
+		if err != nil || len(names) <= level || !namespaceIs(fmt.Sprintf("/proc/%d/ns/pid", leader), want, len(names)-1-level) {
 			continue
 		}
-		dir := "/proc/" + e.Name()
-		leader, err := readIDs(dir)
-		if err != nil || len(leader.ns) <= level { // it may be gone
-			continue
+		if names[level] == pid {
+			return leader, nil
 		}
-		near := leader
-		if _, err := os.Readlink(dir + "/ns/pid"); err != nil { // a zombie has none; its parent's will do
-			if near, err = readIDs(fmt.Sprintf("/proc/%d", leader.parent)); err != nil || len(near.ns) <= level {
-				continue
+		members = append(members, leader)
+	}
+	for _, leader := range members {
+		dir := fmt.Sprintf("/proc/%d/task", leader)
+		for _, thread := range numbersIn(dir) {
+			names, err := statusNames(filepath.Join(dir, strconv.Itoa(thread)))
+			if thread != leader && err == nil && len(names) > level && names[level] == pid {
+				return leader, nil
 			}
-		}
-		if !namespaceIs(fmt.Sprintf("/proc/%d/ns/pid", near.process), want, len(near.ns)-1-level) {
-			continue
-		}
-		if leader.ns[level] == pid {
-			return leader.process, nil
-		}
-		tasks, err := os.ReadDir(dir + "/task")
-		if err != nil {
-			continue
-		}
-		if slices.ContainsFunc(tasks, func(task os.DirEntry) bool {
-			thread, err := readIDs(dir + "/task/" + task.Name())
-			return err == nil && len(thread.ns) > level && thread.ns[level] == pid
-		}) {
-			return leader.process, nil
 		}
 	}
 	return 0, fmt.Errorf("process %d in the pid namespace of process %d: %w", pid, in, report.ErrNotFound)

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"kzr/internal/report"
+	"kzr/internal/task"
 	"kzr/internal/zoo"
 )
 
@@ -30,18 +33,19 @@ func TestExplainFindsTheProcess(t *testing.T) {
 		return d, stderr.String(), err
 	}
 	insideOf := func(pid, level int) string {
-		id, err := readIDs(fmt.Sprintf("/proc/%d", pid))
-		if err != nil || len(id.ns) <= level {
-			t.Fatalf("%+v, %v", id, err)
+		names, err := namesOf(pid)
+		if err != nil || len(names) <= level {
+			t.Fatalf("%v, %v", names, err)
 		}
-		return fmt.Sprint(id.ns[level])
+		return fmt.Sprint(names[level])
 	}
-	level := len(mustIDs(t, outer.PID).ns) - 1
+	level := len(mustNames(t, outer.PID)) - 1
 	for name, tt := range map[string]struct {
 		args []string
 		want int
 	}{
 		"itself":               {[]string{fmt.Sprint(inner.PID)}, inner.PID},
+		"of a thread":          {[]string{"1", "--in", fmt.Sprint(threadsOf(t, inner.PID)[2])}, outer.PID},
 		"init of a namespace":  {[]string{"1", "--in", fmt.Sprint(inner.PID)}, outer.PID},
 		"from inside":          {[]string{insideOf(inner.PID, level), "--in", fmt.Sprint(outer.PID)}, inner.PID},
 		"nested, from outside": {[]string{insideOf(nested.PID, level), "--in", fmt.Sprint(inner.PID)}, nested.PID},
@@ -64,18 +68,59 @@ func TestExplainFindsTheProcess(t *testing.T) {
 			t.Errorf("thread %d of %d: %s", thread, inner.PID, stderr)
 		}
 	}
+	// Its first thread has the number after its own.
+	named, err := strconv.Atoi(insideOf(inner.PID, level))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, stderr, err := explain(fmt.Sprint(named+1), "--in", fmt.Sprint(outer.PID)); err != nil || d.PID != inner.PID {
+		t.Errorf("a thread from inside: %d, %v, %s", d.PID, err, stderr)
+	}
 	if _, stderr, err := explain("9999", "--in", fmt.Sprint(outer.PID)); err == nil || !strings.Contains(stderr, "no such process") {
 		t.Errorf("a pid that nobody has inside: %v, %s", err, stderr)
 	}
 }
 
-func mustIDs(t *testing.T, pid int) ids {
+// A process can make its status file cost 20 ms, or hang whoever reads it. To find a
+// process takes none.
+func TestFindingAProcessReadsNoStatus(t *testing.T) {
+	z := zoo.Start(t, "in=pidns,proc fork=times=8 { groups=65536 serve } fork { name=last serve } serve")
+	names := mustNames(t, z.Named("last").PID)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cost := func(f func()) time.Duration {
+		began := task.ThreadTime()
+		f()
+		return task.ThreadTime() - began
+	}
+	reading := cost(func() {
+		for _, pid := range zoo.Children(z.PID) {
+			if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	finding := cost(func() {
+		if pid, err := processOf(z.Named("last").PID); err != nil || pid != z.Named("last").PID {
+			t.Errorf("%d, %v", pid, err)
+		}
+		if pid, err := pidInside(names[len(names)-1], z.PID); err != nil || pid != z.Named("last").PID {
+			t.Errorf("%d, %v", pid, err)
+		}
+	})
+	if finding > reading/2 {
+		t.Errorf("finding a process took %s of CPU; the status files of its neighbours take %s", finding, reading)
+	}
+	t.Logf("%s instead of %s", finding, reading)
+}
+
+func mustNames(t *testing.T, pid int) []int {
 	t.Helper()
-	id, err := readIDs(fmt.Sprintf("/proc/%d", pid))
+	names, err := namesOf(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id
+	return names
 }
 
 func threadsOf(t *testing.T, pid int) (threads []int) {

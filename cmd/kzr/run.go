@@ -102,7 +102,7 @@ func runDaemon(ctx context.Context, flags *config.Flags, stderr io.Writer) error
 	if err := s.restore(&o, c); err != nil {
 		return err
 	}
-	s.view = nodeview.View{Proc: n.proc, Name: resolver.Lookup}
+	s.view = nodeview.View{Proc: n.proc, Name: resolver.Lookup, Inside: s.whyNotInside, Watching: n.watching()}
 	s.reapInside(&o, helper, noHelper)
 	if s.Daemon, err = daemon.New(ctx, o); err != nil {
 		return err
@@ -215,7 +215,18 @@ func (s *service) reapInside(o *daemon.Options, helper *reapinside.Helper, err e
 		o.Inside, s.view.Inside = in, in.refusal
 		return
 	}
-	s.noInside.Store(new(oneLine(err.Error())))
+	s.noInside.Store(new(strings.TrimPrefix(oneLine(err.Error()), reapinside.Cannot)))
+}
+
+// whyNotInside says why a daemon without a helper reaps inside nobody.
+func (s *service) whyNotInside(context.Context, *task.Process) string {
+	switch why := s.noInside.Load(); {
+	case why != nil:
+		return *why
+	case s.config.Mode == config.ModeProc:
+		return nodeview.NeedsEBPF
+	}
+	return "reap was off when kzr was started"
 }
 
 // watchHelper tells of a helper that ends before kzr does.
@@ -313,11 +324,11 @@ func (s *service) Status() report.Status {
 	st.Problems = append(st.Problems, s.names.Problems()...)
 	st.Problems = append(st.Problems, s.others.problems...)
 	if why := s.noInside.Load(); why != nil {
-		st.Problems = append(st.Problems, "nothing is reaped inside parents: "+*why)
+		st.Problems = append(st.Problems, "reaping inside parents is not available: "+*why)
 	}
 	if why := s.refused.Load(); why != nil {
 		// First, as it is for somebody to mend: at the next start kzr would not come up.
-		st.Problems = append([]string{"the configuration on disk is bad and not in force: " + *why}, st.Problems...)
+		st.Problems = append([]string{"the configuration on disk is invalid and not in force: " + *why}, st.Problems...)
 		st.ReloadFailed = true
 	}
 	return st
@@ -353,7 +364,7 @@ func (s *service) restore(o *daemon.Options, c config.Config) error {
 }
 
 // reloadOnHangup reads the configuration again at each SIGHUP, and when the ConfigMap
-// that it comes from has changed. A bad one changes nothing.
+// that it comes from has changed. An invalid one changes nothing.
 func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
@@ -380,11 +391,11 @@ func (s *service) reloadOnHangup(ctx context.Context, flags *config.Flags) {
 			s.refused.Store(nil)
 			report.SetLevel(s.log, c.LogLevel)
 			if keys := needRestart(s.config, c); len(keys) > 0 {
-				e.Message += ", but for what needs a restart"
+				e.Message += "; some settings take effect after a restart"
 				e.Attrs = []any{"needs_restart", strings.Join(keys, ",")}
 			}
 		} else {
-			e.Message, e.Failed = "the new configuration is bad; the old one stays in force", true
+			e.Message, e.Failed = "the new configuration is invalid; the old one stays in force", true
 			why := oneLine(err.Error())
 			e.Attrs = []any{"error", why}
 			s.refused.Store(&why)

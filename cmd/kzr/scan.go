@@ -39,17 +39,28 @@ func newScan() *cobra.Command {
 			"is running, its view is shown, with the ages that it knows. Otherwise, or if a\n" +
 			"flag changes a setting, scan looks for itself. With mode auto it does so through\n" +
 			"/proc if the node has fewer than 10,000 tasks, as that is faster. It sends no\n" +
-			"signals.",
+			"signals.\n\n" +
+			"One look cannot tell how long zombies have been waiting. Without a daemon,\n" +
+			"--exit-status counts every parent that has as many zombies as its rule asks for\n" +
+			"and that nothing spares.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			doc, err := runScan(cmd.Context(), flags, cmd.ErrOrStderr())
+			doc, alone, err := runScan(cmd.Context(), flags, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
 			if err := written(o.document(cmd.OutOrStdout(), doc)); err != nil {
 				return err
 			}
-			if exitStatus && slices.ContainsFunc(doc.Parents, isTarget) {
+			if !exitStatus {
+				return nil
+			}
+			found := isTarget
+			if alone {
+				fmt.Fprintln(cmd.ErrOrStderr(), "kzr: no daemon was asked, so ages are not known: any parent with enough zombies counts as a target for --exit-status")
+				found = mayBeTarget
+			}
+			if slices.ContainsFunc(doc.Parents, found) {
 				return errTargets
 			}
 			return nil
@@ -57,7 +68,7 @@ func newScan() *cobra.Command {
 		DisableFlagsInUseLine: true,
 	}
 	o = outputs(cmd)
-	cmd.Flags().BoolVar(&exitStatus, "exit-status", false, "exit with status 3 if there are targets")
+	cmd.Flags().BoolVar(&exitStatus, "exit-status", false, "exit with status 3 if there are targets; without a daemon, whatever the age of their zombies")
 	flags = configured(cmd)
 	return cmd
 }
@@ -66,11 +77,17 @@ func isTarget(p report.Parent) bool {
 	return p.Verdict == string(policy.Target) || p.Verdict == string(policy.Acting)
 }
 
-// runScan asks the daemon, or looks at the node once.
-func runScan(ctx context.Context, flags *config.Flags, stderr io.Writer) (report.Document, error) {
+// mayBeTarget is isTarget for one look, which knows no ages: it has as many zombies as
+// its rule asks for, and nothing but their age may stand in the way.
+func mayBeTarget(p report.Parent) bool {
+	return isTarget(p) || p.Reason == "" && p.DeadlineSeconds != nil
+}
+
+// runScan asks the daemon, or looks at the node once, alone.
+func runScan(ctx context.Context, flags *config.Flags, stderr io.Writer) (doc report.Document, alone bool, err error) {
 	c, err := flags.Load()
 	if err != nil {
-		return report.Document{}, err
+		return doc, false, err
 	}
 	signal.Ignore(unix.SIGPIPE)
 	if !flags.Overridden() && c.Socket != "" {
@@ -79,13 +96,14 @@ func runScan(ctx context.Context, flags *config.Flags, stderr io.Writer) (report
 		say(ctx, client, "", stderr)
 		doc, err := client.Parents(ctx)
 		if err == nil {
-			return doc, nil
+			return doc, false, nil
 		}
 		if !errors.Is(err, report.ErrNoDaemon) {
 			fmt.Fprintf(stderr, "kzr: %s; looking without it\n", oneLine(err.Error()))
 		}
 	}
-	return lookOnce(ctx, c, stderr)
+	doc, err = lookOnce(ctx, c, stderr)
+	return doc, true, err
 }
 
 // lookOnce looks at the node without a daemon. What kzr cannot see it says on stderr:

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"kzr/internal/report"
 	"kzr/internal/zoo"
 )
@@ -76,5 +78,46 @@ func TestScan(t *testing.T) {
 	// A flag that changes a setting asks for another look than the daemon's.
 	if p, _, _ := scan("--threshold", "500"); p.Verdict != "watch" || p.OldestSeconds != nil {
 		t.Errorf("with another threshold: %+v", p)
+	}
+}
+
+// Without a daemon nobody knows an age. Whoever asks by --exit-status hears of every
+// parent that may be a target.
+func TestScanExitStatusWithoutDaemon(t *testing.T) {
+	kzr := program(t)
+	z := zoo.Start(t, "in=pidns,proc fork=mntns { name=own uid=54321 leak=60 serve } serve")
+	dir := t.TempDir()
+	for i, tt := range []struct {
+		name, rule, args string
+		stopped          bool
+		want             int
+	}{
+		{"enough zombies", "action: kill", "", false, exitTargets},
+		{"too few for its rule", "threshold: 61", "", false, 0},
+		{"observed", "action: observe", "", false, 0},
+		{"eBPF", "action: kill", "--mode=ebpf", false, exitTargets},
+		{"stopped", "action: kill", "", true, 0},
+	} {
+		config := filepath.Join(dir, fmt.Sprintf("%d.yaml", i))
+		// Others on the machine may leak too.
+		text := fmt.Sprintf("cri: \"\"\npressure: 0\nrules:\n- {name: own, match: {uid: 54321}, %s}\n- {name: others, match: {cgroup: \"*\"}, action: observe}\n", tt.rule)
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if tt.stopped {
+			z.Named("own").Signal(unix.SIGSTOP)
+			zoo.Within(t, patience, "state T", func() bool { return zoo.State(z.Named("own").PID) == 'T' })
+		}
+		args := []string{"scan", "--config", config, "--socket", filepath.Join(dir, "none"), "--exit-status"}
+		cmd := exec.Command(kzr, append(args, strings.Fields(tt.args)...)...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode() != tt.want) || err == nil && tt.want != 0 {
+			t.Errorf("%s: %v, want %d:\n%s%s", tt.name, err, tt.want, out, stderr.String())
+		}
+		if !strings.Contains(stderr.String(), "ages are not known") {
+			t.Errorf("%s: does not say that ages are not known: %q", tt.name, stderr.String())
+		}
 	}
 }

@@ -11,9 +11,12 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"kzr/internal/reapinside"
 )
 
 func TestMain(m *testing.M) {
+	reapinside.Serve(os.Args) // a daemon's helper is this program too
 	testscript.Main(leakChecked{m}, map[string]func(){"kzr": main})
 }
 

@@ -58,6 +58,19 @@ var inits = map[string]bool{
 
 func isInit(d *report.Detail) bool { return inits[program(d)] }
 
+// imposed says that what counts against it was put on it by somebody else.
+func imposed(d *report.Detail) bool {
+	return d.Reason == string(policy.Foreign) && d.Reapable-d.Foreign < max(d.Threshold, 1) || 2*d.Foreign > d.Reapable
+}
+
+// holds says that most of its zombies are others' that it traces.
+func holds(d *report.Detail) bool { return 2*d.HeldZombies > d.Reapable }
+
+// own says that it forked all of its zombies, for certain.
+func own(d *report.Detail) bool {
+	return d.AdoptedKnown && d.Adopted+d.Foreign+d.HeldZombies == 0
+}
+
 var shells = map[string]bool{
 	"bash": true, "sh": true, "dash": true, "ash": true, "hush": true, "ksh": true, "mksh": true, "zsh": true,
 }
@@ -170,11 +183,20 @@ func Zombies(d *report.Detail) []string {
 			text += "; it is adopted: another process forked it"
 		case d.Adopted > 0:
 			text += fmt.Sprintf("; %d of them are adopted: another process forked them", d.Adopted)
+		case own(d):
+			text += "; none is adopted: it forked " + them(d.Reapable) + " itself"
 		}
 		out = append(out, text+".")
 	}
 	if s := sampleNames(d); s != "" {
 		out = append(out, s)
+	}
+	if n := d.Foreign; n > 0 {
+		out = append(out, fmt.Sprintf("%s put on it (CLONE_PARENT) by another process that may not signal it.",
+			plural(n, "of them was", "of them were")))
+	}
+	if n := d.HeldZombies; n > 0 {
+		out = append(out, plural(n, "of them is the child of another process and traced by this one.", "of them are children of other processes and traced by this one."))
 	}
 	if n := d.TracedZombies; n > 0 {
 		by := "a tracer"
@@ -302,6 +324,10 @@ func Why(d *report.Detail) []string {
 		return []string{s} // whatever it does with SIGCHLD, it does not get to it
 	}
 	switch {
+	case holds(d):
+		return []string{"It traces these processes: each waits for it, as its tracer, to wait for it or to detach. Until then its own parent cannot reap it."}
+	case imposed(d):
+		return []string{"It did not make these: another process put them on it with CLONE_PARENT, one that may not signal it. It may not know that they exist."}
 	case shim(d):
 		return []string{"Processes that are exec'd into a container, such as probes, are children of the shim, and it has to reap them. " +
 			"This one does not: it has missed a SIGCHLD, or it hangs."}
@@ -312,13 +338,13 @@ func Why(d *report.Detail) []string {
 	switch {
 	case namespaceInit(d) && isInit(d):
 		out = append(out, "It is an init, whose task is to reap: it hangs, or it is configured not to.")
-	case namespaceInit(d) && !forked(d):
+	case namespaceInit(d) && !forked(d) && !own(d):
 		out = append(out, "As pid 1 it is given every orphan of its container: what exec probes, background services and shell jobs "+
 			"leave behind. A program that is not an init does not expect them.")
 		if kubernetes(d) {
 			out = append(out, "If its image starts an init such as tini, `command:` in the pod spec has replaced it.")
 		}
-	case d.Subreaper:
+	case d.Subreaper && !own(d):
 		out = append(out, "It has made itself a subreaper: it is given the orphans of all its descendants.")
 	case initAbove(d) != "":
 		out = append(out, fmt.Sprintf("There is an init (%s) above it, but an init can only reap its own children, and these have a living parent.",
@@ -343,6 +369,9 @@ func whySignals(d *report.Detail) string {
 			"or use another exit signal."
 	case sig.Chld == "caught" && never:
 		return "It has a handler for SIGCHLD but has never reaped a child: the handler does not call wait."
+	case sig.Chld == "caught" && own(d):
+		return "It has a handler for SIGCHLD and yet left these: a handler that calls wait once per signal loses children " +
+			"when several exit together."
 	case sig.Chld == "caught":
 		return "It has a handler for SIGCHLD and yet left these: a handler that calls wait once per signal loses children " +
 			"when several exit together, and one that waits for the children it knows does not reap adopted ones."
@@ -388,12 +417,17 @@ func uninterruptible(d *report.Detail) string {
 	switch {
 	case d.WChan == "":
 		return text + ", usually waiting for a disk or a network file system."
-	case slices.ContainsFunc([]string{"kernel_clone", "do_fork", "vfork"}, func(s string) bool { return strings.Contains(d.WChan, s) }):
+	case vforks(d):
 		return text + ": it waits for a vforked child to exec or exit. SIGKILL works on it."
 	case slices.ContainsFunc(killableSleeps, func(s string) bool { return strings.Contains(d.WChan, s) }):
 		return text + ". SIGKILL works on it."
 	}
 	return text + ", usually waiting for a disk or a network file system. SIGKILL takes effect only when that ends."
+}
+
+// vforks says that it is in uninterruptible sleep in vfork.
+func vforks(d *report.Detail) bool {
+	return slices.ContainsFunc([]string{"kernel_clone", "do_fork", "vfork"}, func(s string) bool { return strings.Contains(d.WChan, s) })
 }
 
 // whyDying says what holds up the end of a process.

@@ -1,6 +1,7 @@
 package advice
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -50,7 +51,16 @@ func exe(s string) func(*report.Detail) {
 func spared(r policy.Reason) func(*report.Detail) {
 	return func(d *report.Detail) { d.Verdict, d.Reason = "spared", string(r) }
 }
-func waits(d *report.Detail) { yes := true; d.HasReaped = &yes }
+
+// forkedAll says that it is known to have forked all of its zombies.
+func forkedAll(d *report.Detail) { d.AdoptedKnown = true }
+func imposedOn(d *report.Detail) {
+	d.Verdict, d.Reason, d.Foreign = "spared", "foreign", 58
+	d.Children, d.LiveChildren = []report.Relative{{PID: 4300, Comm: "worker"}}, 1
+}
+func tracing(d *report.Detail)              { d.HeldZombies = 60 }
+func inState(s string) func(*report.Detail) { return func(d *report.Detail) { d.State = s } }
+func waits(d *report.Detail)                { yes := true; d.HasReaped = &yes }
 
 // steps are those of a ladder for d as it is.
 func steps(d *report.Detail) {
@@ -58,7 +68,7 @@ func steps(d *report.Detail) {
 	if d.Signals.Term == "caught" {
 		f.SigCaught = 1 << 14
 	}
-	m := policy.Means{Nudge: 2 * time.Second, TermTimeout: 10 * time.Second, Reap: config.ReapAdopted, Reapable: d.Reapable, Adopted: d.Adopted}
+	m := policy.Means{Nudge: 2 * time.Second, TermTimeout: 10 * time.Second, Reap: cmp.Or(config.Reap(d.Reap), config.ReapAdopted), Reapable: d.Reapable, Adopted: d.Adopted}
 	if d.ReapInside != nil {
 		m.Refusal = d.ReapInside.Refusal
 	}
@@ -126,6 +136,9 @@ func TestExplain(t *testing.T) {
 		{"none", Zombies, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.Sample = 0, 0, nil }), []string{"It has no zombies."}, nil},
 		{"held by a tracer", Zombies, leaker(func(d *report.Detail) { d.TracedZombies, d.ZombieTracer = 3, 77 }), []string{"3 more zombies are held by process 77, which traces them"}, nil},
 		{"dead leaders", Zombies, leaker(func(d *report.Detail) { d.DeadLeaders = 1 }), []string{"1 more child is shown as Z, but other threads of it are still running"}, nil},
+		{"forked all", Zombies, leaker(forkedAll), []string{"none is adopted: it forked them itself"}, nil},
+		{"put on it", Zombies, leaker(imposedOn), []string{"58 of them were put on it (CLONE_PARENT) by another process"}, nil},
+		{"traced by it", Zombies, leaker(tracing), []string{"60 of them are children of other processes and traced by this one."}, nil},
 		{"its own forks", Zombies, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), []string{"it forked them"}, nil},
 		{"a shim's come from pods", Zombies, leaker(shimOf), []string{"They came from shop/web-1/app (58) and efefefefefef (2)."}, nil},
 		{"growth", Zombies, leaker(func(d *report.Detail) { d.RatePerHour = new(120.0) }), []string{"about 120 zombies per hour"}, nil},
@@ -162,6 +175,11 @@ func TestExplain(t *testing.T) {
 		{"a subreaper", Why, leaker(inside, func(d *report.Detail) { d.Subreaper = true }), []string{"subreaper"}, nil},
 		{"its own forks are no orphans", Why, leaker(func(d *report.Detail) { d.Sample = []report.ZombieChild{{Comm: "node"}} }), nil, []string{"orphan"}},
 		{"nothing to reap", Why, leaker(func(d *report.Detail) { d.Reapable = 0 }), nil, []string{"SIGCHLD"}},
+		{"forked all", Why, leaker(forkedAll), []string{"has never reaped a child"}, []string{"orphan", "`command:`", "adopted"}},
+		{"forked all, with a handler", Why, leaker(forkedAll, waits, func(d *report.Detail) { d.Signals.Chld = "caught" }), []string{"once per signal"}, []string{"adopted"}},
+		{"put on it", Why, leaker(imposedOn), []string{"another process put them on it", "may not signal it"}, []string{"orphan", "never reaped"}},
+		{"most its own", Why, leaker(imposedOn, func(d *report.Detail) { d.Reason, d.Foreign = "", 2 }), []string{"never reaped"}, []string{"put them on it"}},
+		{"traced by it", Why, leaker(tracing), []string{"It traces these processes"}, []string{"orphan", "never reaped"}},
 		{"a shim", Why, leaker(shimOf), []string{"exec'd into a container"}, []string{"does not handle"}},
 		{"a dying init", Why, leaker(dyingInit), []string{"3 dead processes of its pid namespace that process 900 (containerd-shim) has not reaped", "1 dead process of its pid namespace that process 77 (gdb) traces"}, nil},
 
@@ -172,6 +190,8 @@ func TestExplain(t *testing.T) {
 			d.ReapInside = &report.ReapInside{Refusal: "its seccomp filter forbids wait4"}
 		}), []string{"Skipped: reaping inside it (its seccomp filter forbids wait4)"}, []string{"reaping the 58"}},
 		{"reaped twice", plan, leaker(adopted, func(d *report.Detail) { d.ReapInside = &report.ReapInside{Possible: true, Times: 2} }), []string{"2 times already", "owner should be told"}, nil},
+		{"all of them", plan, leaker(func(d *report.Detail) { d.Reap = "all" }), []string{"reaping the 60 zombies inside it", "takes the exit statuses of its own children too"}, []string{"adopted"}},
+		{"what only a daemon knows", with(Settings{Observe: true}), leaker(adopted), []string{"reaping inside it those that are adopted, if any are and the kernel allows it"}, []string{"Skipped: reaping", "58"}},
 		{"pid 1 with a handler gets TERM", plan, leaker(func(d *report.Detail) { d.Signals.Term = "caught" }), []string{"SIGTERM, then 10s to exit; SIGKILL."}, []string{"SIGTERM (the kernel"}},
 		{"not pid 1", plan, leaker(inside), []string{"SIGTERM, then 10s"}, []string{"SIGTERM ("}},
 		{"rule", plan, leaker(func(d *report.Detail) { d.Rule = "tenants" }), []string{"Rule tenants: at least"}, nil},
@@ -183,6 +203,18 @@ func TestExplain(t *testing.T) {
 			d.DeadlineSeconds, d.Until = new(0.0), &until
 			d.LimitsUsed = []report.LimitUsed{{Name: "perWorkload", Since: until.Add(-time.Hour), Until: until}}
 		}), []string{"the limit on kills is used up, until 2026-03-04 12:30:00", "limits.perWorkload, since 2026-03-04 11:30:00", "go on"}, nil},
+		{"acting, at a limit", plan, leaker(func(d *report.Detail) {
+			d.Verdict, d.Reason, d.Until, d.HeldUp = "acting", "rate_limited", &until, "limits.killsPerMinute (6) used up since 12:29:00; next kill at 12:30:00"
+			d.LimitsUsed = []report.LimitUsed{{Name: "killsPerMinute", Since: until.Add(-time.Minute), Until: until}}
+		}), []string{"kzr is acting on it now; its next step is held up until 2026-03-04 12:30:00: limits.killsPerMinute (6) used up since 12:29:00",
+			"limits.killsPerMinute, since 2026-03-04 12:29:00"}, nil},
+		{"acting, after another", plan, leaker(func(d *report.Detail) {
+			d.Verdict, d.Reason, d.HeldUp = "acting", "rate_limited", "waiting for pid 7 of the same workload to exit"
+		}), []string{"its next step is held up: waiting for pid 7 of the same workload to exit."}, []string{"until 2", "limit on kills"}},
+		{"a pause", plan, leaker(spared(policy.Backoff), func(d *report.Detail) {
+			d.DeadlineSeconds, d.Until = new(0.0), &until
+			d.LimitsUsed = []report.LimitUsed{{Name: "pause", Since: until.Add(-time.Minute), Until: until}}
+		}), []string{"kzr has recently acted on it or its workload, until 2026", "the pause between kills in one workload, since 2026-03-04 12:29:00"}, nil},
 		{"waiting", plan, leaker(spared(policy.Waiting), func(d *report.Detail) { d.DeadlineSeconds = new(0.0) }), []string{"It is spared: it is waiting for one child", "or when a pid limit is almost reached"}, nil},
 		{"pressure", plan, leaker(func(d *report.Detail) { d.Verdict, d.DeadlineSeconds, d.Pressure = "target", new(0.0), "workload" }), []string{"A pid limit of its workload is almost reached"}, []string{"at least 50"}},
 		{"dry run", with(Settings{DryRun: true}), leaker(), []string{"dry-run"}, nil},
@@ -192,7 +224,8 @@ func TestExplain(t *testing.T) {
 		{"protected", plan, leaker(shimOf), []string{"only reported"}, []string{"SIGKILL", "eligible"}},
 		{"observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule = "keep" }), []string{"rule keep says observe"}, []string{"SIGKILL"}},
 		{"perhaps observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule, d.RuleUnsure = "keep", true }), []string{"may match it", "not known yet"}, []string{"SIGKILL"}},
-		{"dying", plan, leaker(dyingInit), []string{"already exiting"}, []string{"SIGKILL"}},
+		{"dying", plan, leaker(dyingInit), []string{"kzr sends no further signal: it is already exiting, and waits for process 900 (containerd-shim) to reap 3 dead processes and process 77 (gdb) to detach from 1 dead process."}, []string{"SIGKILL", "Nothing"}},
+		{"dying, nobody knows why", plan, leaker(func(d *report.Detail) { d.Exiting = true }), []string{"waits for all processes of its pid namespace to be gone"}, nil},
 
 		{"a kill's toll", Impact, leaker(func(d *report.Detail) {
 			d.KillTakes = &report.KillTakes{Processes: 12, Sessions: []report.Relative{{PID: 5, Comm: "bash"}, {PID: 6, Comm: "make"}}}
@@ -218,9 +251,19 @@ func TestExplain(t *testing.T) {
 		{"busybox by name", Owner, leaker(exe("/bin/busybox"), argv("busybox", "crond", "-f")), []string{"crond reaps"}, []string{"shell"}},
 		{"busybox sh", Owner, leaker(exe("/bin/busybox"), argv("/bin/sh", "/start.sh")), []string{"shell script"}, nil},
 		{"blocked", Owner, leaker(func(d *report.Detail) { d.Signals.ChldBlocked = true }), []string{"Unblock SIGCHLD"}, nil},
-		{"stopped", Owner, leaker(func(d *report.Detail) { d.State = "T" }), []string{"kill -CONT 4242"}, nil},
-		{"traced", Owner, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"(process 88)"}, nil},
-		{"traced by its child", Owner, leaker(func(d *report.Detail) { d.Tracer, d.TracerIsChild = 88, true }), []string{"kill -KILL 88"}, nil},
+		{"stopped", Owner, leaker(inState("T")), []string{"kill -CONT 4242"}, []string{"tini", "Node.js"}},
+		{"traced", Owner, leaker(func(d *report.Detail) { d.Tracer = 88 }), []string{"(process 88)"}, []string{"tini", "Node.js"}},
+		{"traced by its child", Owner, leaker(func(d *report.Detail) { d.Tracer, d.TracerIsChild = 88, true }), []string{"kill -KILL 88"}, []string{"tini", "Node.js"}},
+		{"frozen", Owner, leaker(spared(policy.Frozen)), []string{"Thaw its cgroup"}, []string{"tini", "Node.js"}},
+		{"uninterruptible", Owner, leaker(inState("D")), []string{"/proc/4242/stack", "network file system"}, []string{"tini", "Node.js"}},
+		{"in vfork", Owner, leaker(inState("D"), func(d *report.Detail) { d.WChan = "kernel_clone" }), []string{"vforked child"}, []string{"tini", "Node.js", "disk"}},
+		{"a stopped shim", Owner, leaker(shimOf, inState("T")), []string{"kill -CONT 4242"}, []string{"kill -CHLD"}},
+		{"forked all", Owner, leaker(forkedAll), []string{"Node.js reaps its children while its event loop runs"}, []string{"ENTRYPOINT", "orphans", "an init"}},
+		{"a sleep after an exec", Owner, leaker(forkedAll, exe("/bin/sleep")), []string{"do not exec sleep"}, []string{"an init"}},
+		{"crond that hangs", Owner, leaker(forkedAll, exe("/usr/sbin/crond")), []string{"it hangs"}, []string{"orphans"}},
+		{"put on it", Owner, leaker(imposedOn), []string{"Leave this process as it is", "Those that are alive: 4300 (worker)"}, []string{"tini", "Node.js"}},
+		{"put on it by one that is gone", Owner, leaker(imposedOn, func(d *report.Detail) { d.Children, d.LiveChildren = nil, 0 }), []string{"has exited"}, []string{"alive"}},
+		{"traced by it", Owner, leaker(tracing), []string{"Make process 4242 wait for what it traces, or detach"}, []string{"tini", "Node.js"}},
 		{"waits for one child", Owner, leaker(func(d *report.Detail) { d.WaitsFor = &report.Relative{PID: 4300, Comm: "sleep"} }), []string{"once process 4300 exits"}, []string{"tini", "Node.js"}},
 		{"nothing leaks", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable = 0, 0 }), nil, []string{"tini", "Nothing"}},
 		{"only held ones", Owner, leaker(func(d *report.Detail) { d.Zombies, d.Reapable, d.TracedZombies, d.ZombieTracer = 2, 0, 2, 77 }), []string{"process 77"}, []string{"tini", "Node.js"}},
@@ -269,7 +312,7 @@ func TestOwnForksAreTheProgramsToReap(t *testing.T) {
 // empty.
 func TestSentences(t *testing.T) {
 	for _, d := range []*report.Detail{
-		{}, leaker(), leaker(onHost), leaker(shimOf), leaker(pause), leaker(dyingInit), leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }),
+		{}, leaker(), leaker(onHost), leaker(forkedAll), leaker(imposedOn), leaker(tracing), leaker(inState("D")), leaker(shimOf), leaker(pause), leaker(dyingInit), leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }),
 		leaker(func(d *report.Detail) { d.DeadlineSeconds, d.HasReaped, d.Signals = nil, nil, report.Signals{} }),
 		leaker(func(d *report.Detail) { d.Verdict, d.Reason = "spared", "a reason of a later version" }),
 	} {

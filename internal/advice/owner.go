@@ -20,25 +20,22 @@ func Owner(d *report.Detail) []string {
 		return nil
 	}
 	var out []string
-	switch {
-	case d.Tracer != 0 && d.TracerIsChild:
-		out = append(out, fmt.Sprintf("End the child that traces it: kill -KILL %d.", d.Tracer))
-	case d.Tracer != 0:
-		out = append(out, fmt.Sprintf("End the tracer or make it detach (process %d).", d.Tracer))
-	case d.State == "T":
-		out = append(out, fmt.Sprintf("Let it run again: kill -CONT %d.", d.PID))
-	case d.Reason == string(policy.Frozen):
-		out = append(out, "Thaw its cgroup.")
-	case d.WaitsFor != nil:
-		out = append(out, fmt.Sprintf("Usually nothing: it reaps once process %d exits. If that one hangs, end it.", d.WaitsFor.PID))
+	now := ownerOfHalted(d)
+	if now != "" {
+		out = append(out, now)
 	}
 	if d.TracedZombies > 0 && d.ZombieTracer != 0 {
 		out = append(out, fmt.Sprintf("Zombies that are traced: make process %d detach or reap them.", d.ZombieTracer))
 	}
-	if d.Reapable == 0 || d.WaitsFor != nil {
-		return out
+	if d.Reapable == 0 || now != "" {
+		return out // whatever it does otherwise, it does not get to it
 	}
 	switch {
+	case holds(d):
+		return append(out, fmt.Sprintf("Make process %d wait for what it traces, or detach: only then can the parents of these zombies reap them. "+
+			"If it is a debugger or strace that nobody uses any more, end it.", d.PID))
+	case imposed(d):
+		return append(out, ownerOfImposed(d))
 	case shim(d):
 		return append(out,
 			fmt.Sprintf("Run kill -CHLD %d: that is harmless and makes a shim look for children to reap.", d.PID),
@@ -57,8 +54,11 @@ func Owner(d *report.Detail) []string {
 			"Nobody is killed for that, but only a change of the program or its image ends the leak:", r.Times))
 	}
 	first, second := initAdvice(d), programAdvice(d)
-	if forked(d) {
-		first, second = second, first // an init reaps orphans, and these are none
+	switch {
+	case own(d):
+		first = "" // an init reaps orphans, and these are none
+	case forked(d):
+		first, second = second, first // they seem to be none
 	}
 	for _, s := range []string{first, second} {
 		if s != "" {
@@ -72,6 +72,47 @@ func Owner(d *report.Detail) []string {
 		out = append(out, "Until then: "+strings.ToLower(s[:1])+s[1:])
 	}
 	return out
+}
+
+// ownerOfHalted is for a process that does not get to reap at the moment, in the order of
+// [halted]; "" for any other.
+func ownerOfHalted(d *report.Detail) string {
+	switch {
+	case d.Tracer != 0 && d.TracerIsChild:
+		return fmt.Sprintf("End the child that traces it: kill -KILL %d.", d.Tracer)
+	case d.Tracer != 0:
+		return fmt.Sprintf("End the tracer or make it detach (process %d).", d.Tracer)
+	case d.State == "T":
+		return fmt.Sprintf("Let it run again: kill -CONT %d.", d.PID)
+	case d.Reason == string(policy.Frozen):
+		return "Thaw its cgroup (docker unpause, or the cgroup's freezer), or find out who froze it."
+	case d.State == "D" && vforks(d):
+		return "Usually nothing: it goes on once its vforked child exits or executes a program. If that child hangs, end it."
+	case d.State == "D":
+		return fmt.Sprintf("Find out what it waits for: cat /proc/%d/stack; look at the disk or the network file system behind that. "+
+			"It can reap once that is over.", d.PID)
+	case d.WaitsFor != nil:
+		return fmt.Sprintf("Usually nothing: it reaps once process %d exits. If that one hangs, end it.", d.WaitsFor.PID)
+	}
+	return ""
+}
+
+// ownerOfImposed says whom to look at: only another child of the same parent can have put
+// children there.
+func ownerOfImposed(d *report.Detail) string {
+	const most = 4
+	var live []string
+	for _, c := range d.Children[:min(len(d.Children), most)] {
+		live = append(live, named(c))
+	}
+	text := "Leave this process as it is and look at the one that put them there: it is another child of this process"
+	switch {
+	case len(live) == 0:
+		return text + ", and has exited. The names of the zombies may tell what it was."
+	case d.LiveChildren > len(live):
+		live = append(live, fmt.Sprintf("%d more", d.LiveChildren-len(live)))
+	}
+	return text + ", or was. Those that are alive: " + enumerate(live) + ". It calls clone with CLONE_PARENT and has to stop doing so, or to end."
 }
 
 // ownerOfDying is for a process that cannot end.
@@ -146,7 +187,7 @@ func initAdvice(d *report.Detail) string {
 // programAdvice is in the terms of what the program is, as far as its executable tells;
 // "" if the program is not at fault.
 func programAdvice(d *report.Detail) string {
-	first := namespaceInit(d)
+	first := namespaceInit(d) && !own(d)
 	name := program(d)
 	if shells[name] {
 		return "In the shell script, wait for background jobs (job & ... wait), and do not exec another program while jobs are running."
@@ -174,8 +215,15 @@ func programAdvice(d *report.Detail) string {
 	case "beam.smp", "erl":
 		return "In Erlang, start programs through ports, not from native code that forks."
 	case "sleep", "tail", "cat", "pause":
+		if own(d) {
+			return fmt.Sprintf("%s never waits for children: what ran in this process before it, such as a shell script, started these. "+
+				"There, wait for them, or do not exec %s.", name, name)
+		}
 		return fmt.Sprintf("%s never waits for children: do not run it as pid 1 of a container without an init.", name)
 	case "cron", "crond", "sshd", "dropbear", "inetd", "supervise":
+		if own(d) {
+			return fmt.Sprintf("%s reaps the children that it starts, but left these: it hangs, or is misconfigured. Restart it.", name)
+		}
 		return fmt.Sprintf("%s reaps the children that it starts, but not orphans of theirs.", name)
 	}
 	if isInit(d) {

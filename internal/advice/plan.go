@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"kzr/internal/config"
 	"kzr/internal/policy"
 	"kzr/internal/report"
 )
@@ -36,7 +37,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	case Dead(d):
 		return []string{"Nothing: a zombie cannot be signalled. Its parent is what counts."}
 	case dying(d):
-		return []string{"Nothing: it is already exiting, and another signal would not change that."}
+		return []string{planOfDying(d)}
 	case d.Reason == string(policy.Protected):
 		return []string{"Nothing, it is only reported: " + Because(policy.Protected) + "."}
 	case d.Reason == string(policy.OutOfScope), d.Reason == string(policy.ByRule) && !d.RuleUnsure:
@@ -55,7 +56,7 @@ func Plan(d *report.Detail, s Settings) []string {
 	}
 	out = append(out, when(d, s)...)
 	if len(d.Ladder) > 0 && (d.Reason == "" || acting || temporary(d)) && (d.Verdict != string(policy.Watch) || d.DeadlineSeconds != nil) {
-		out = append(out, ladder(d))
+		out = append(out, ladder(d, s))
 	}
 	switch {
 	case s.Observe:
@@ -69,6 +70,26 @@ func Plan(d *report.Detail, s Settings) []string {
 	return out
 }
 
+// planOfDying says that there is nothing to do but wait, and for what.
+func planOfDying(d *report.Detail) string {
+	text := "kzr sends no further signal: it is already exiting, and waits for "
+	var who []string
+	for _, b := range d.BlockedBy {
+		does := "reap"
+		if b.Trace {
+			does = "detach from"
+		}
+		who = append(who, fmt.Sprintf("process %d (%s) to %s %s", b.PID, b.Comm, does, plural(b.Dead, "dead process", "dead processes")))
+	}
+	switch {
+	case len(who) > 0:
+		return text + enumerate(who) + "."
+	case namespaceInit(d):
+		return text + "all processes of its pid namespace to be gone."
+	}
+	return text + "the kernel to finish that."
+}
+
 // rule says what makes a target, for this process.
 func rule(d *report.Detail) string {
 	by := "The rule"
@@ -77,9 +98,9 @@ func rule(d *report.Detail) string {
 	}
 	switch d.Pressure {
 	case string(policy.WorkloadPressure):
-		return "A pid limit of its workload is almost reached: now any number of zombies counts that are dead for 1s, and the workload's largest parents come first."
+		return "A pid limit of its workload is almost reached: the threshold no longer applies, and zombies count after 1s. Its largest parents come first."
 	case string(policy.NodePressure):
-		return "The node is almost out of pids: now any number of zombies counts that are dead for 1s, and the largest workloads come first."
+		return "The node is almost out of pids: the threshold no longer applies, and zombies count after 1s. The largest workloads come first."
 	}
 	return fmt.Sprintf("%s: at least %s, each for at least %s.", by, plural(d.Threshold, "zombie", "zombies"), seconds(d.Grace))
 }
@@ -99,7 +120,15 @@ func when(d *report.Detail, s Settings) []string {
 	var out []string
 	switch {
 	case d.Verdict == string(policy.Acting):
-		out = append(out, "It meets the rule, and kzr is acting on it now.")
+		text := "It meets the rule, and kzr is acting on it now"
+		if d.HeldUp != "" {
+			text += "; its next step is held up"
+			if d.Until != nil {
+				text += " until " + moment(*d.Until)
+			}
+			text += ": " + d.HeldUp
+		}
+		out = append(out, text+".")
 	case d.DeadlineSeconds == nil:
 		text := fmt.Sprintf("It has %d: nothing happens now.", d.Reapable)
 		if r := d.RatePerHour; r != nil && *r >= 1 && d.Reapable < d.Threshold {
@@ -137,7 +166,7 @@ func when(d *report.Detail, s Settings) []string {
 }
 
 // ladder lists what happens to it.
-func ladder(d *report.Detail) string {
+func ladder(d *report.Detail, setting Settings) string {
 	var steps, skipped []string
 	for _, s := range d.Ladder {
 		name := s.Step
@@ -152,8 +181,15 @@ func ladder(d *report.Detail) string {
 		case policy.Nudge:
 			name += ", then " + wait(s.Wait) + " to reap"
 		case policy.Reap:
-			n := d.Adopted
-			name = fmt.Sprintf("reaping the %s inside it, which does not end it", plural(n, "adopted zombie", "adopted zombies"))
+			switch {
+			case d.Reap == string(config.ReapAll):
+				name = fmt.Sprintf("reaping the %s inside it, which does not end it but takes the exit statuses of its own children too",
+					plural(d.Reapable, "zombie", "zombies"))
+			case setting.Observe: // only a daemon sees which are
+				name = "reaping inside it those that are adopted, if any are and the kernel allows it, which does not end it"
+			default:
+				name = fmt.Sprintf("reaping the %s inside it, which does not end it", plural(d.Adopted, "adopted zombie", "adopted zombies"))
+			}
 		case policy.Terminate:
 			name += ", then " + wait(s.Wait) + " to exit"
 		}
@@ -238,7 +274,7 @@ func Because(r policy.Reason) string {
 	case policy.RateLimited:
 		return "the limit on kills is used up"
 	case policy.Backoff:
-		return "it was acted on recently"
+		return "kzr has recently acted on it or its workload"
 	case policy.Recovered:
 		return "it has begun to reap"
 	case policy.IdentityChanged:

@@ -55,6 +55,7 @@ func Facts(d *report.Detail) []Fact {
 			out = append(out, Fact{name, value, telling})
 		}
 	}
+	add("host", d.Host, false)
 	add("command", report.Command(d.Parent), false)
 	add("exe", d.Exe, false)
 	if c := d.Container; c != nil {

@@ -116,7 +116,7 @@ func (r *Resolver) check(ctx context.Context) {
 	var mute []string
 	for _, s := range r.Found(ctx) {
 		if s.Err != nil && ctx.Err() == nil {
-			mute = append(mute, fmt.Sprintf("%s gives no names of containers: %v", s.Socket, s.Err))
+			mute = append(mute, fmt.Sprintf("%s: cannot get container names: %v", s.Socket, s.Err))
 		}
 	}
 	r.mute.Store(&mute)

@@ -886,7 +886,7 @@ func TestMuteRuntimeIsAProblem(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	if p := r.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], mute+" gives no names of containers: ") || !strings.Contains(p[0], "refused") {
+	if p := r.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], mute+": cannot get container names: ") || !strings.Contains(p[0], "refused") {
 		t.Errorf("%q", p)
 	}
 }

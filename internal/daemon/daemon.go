@@ -276,7 +276,7 @@ func (d *Daemon) decided(e report.Event) {
 		times := d.inside[e.Process.ID]
 		d.mu.Unlock()
 		if times >= 2 { // or it would go on for ever, unnoticed
-			e.Message += fmt.Sprintf("; done %d times by now: tell its owner, kzr explain %d names the cause and the fix", times, e.Process.PID)
+			e.Message += fmt.Sprintf("; reaped inside it %d times so far: tell its owner (kzr explain %d shows the cause and the fix)", times, e.Process.PID)
 		}
 	}
 	d.opts.Report(e)
@@ -733,7 +733,7 @@ func (d *Daemon) recovered(w *watched) {
 			return
 		}
 	}
-	d.say(report.EventSpared, policy.Recovered, &w.found, "reaped, or ended by itself")
+	d.say(report.EventSpared, policy.Recovered, &w.found, "no longer a suspect: it has reaped or exited")
 }
 
 // act starts a ladder, unless this daemon only looks.
@@ -775,24 +775,20 @@ func (d *Daemon) ended(out reaper.Outcome) {
 		w.until = now + time.Until(out.Until)
 	case !out.Until.IsZero():
 		// No kill before then; but what hurts nobody is tried again.
-		if w.limited.Until.Before(time.Now()) {
-			w.limited.Since = time.Now()
+		since := out.Limit.Since
+		if since.IsZero() { // it never allowed a kill
+			since = time.Now()
+			if w.limited.Until.After(since) {
+				since = w.limited.Since
+			}
 		}
-		w.limited.Name, w.limited.Until = limitOf(out.Reason), out.Until
+		w.limited = report.LimitUsed{Name: out.Limit.Name, Since: since, Until: out.Until}
 		w.until = now + min(time.Until(out.Until), max(w.found.Rule.Grace, blindPause))
 	}
 	if out.Result == reaper.Spared {
 		w.reason = out.Reason
 		w.said[out.Reason] = said{now, w.found.Reapable}
 	}
-}
-
-// limitOf names the limit behind a reason, as the configuration has it.
-func limitOf(r policy.Reason) string {
-	if r == policy.RateLimited {
-		return "killsPerMinute"
-	}
-	return "perWorkload"
 }
 
 // checkLimits plans a sweep if pids are running out, or so many tasks have come

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // newDaemon makes one that only looks, through /proc, with a rule for five zombies.
 func newDaemon(t *testing.T) *Daemon {
 	t.Helper()
+	c := config.Default()
+	c.Threshold, c.Pressure = 5, 0
+	return daemonWith(t, c, true)
+}
+
+func daemonWith(t *testing.T, c config.Config, observe bool) *Daemon {
+	t.Helper()
 	proc, err := procscan.New("/proc")
 	if err != nil {
 		t.Fatal(err)
@@ -35,10 +43,8 @@ func newDaemon(t *testing.T) *Daemon {
 			t.Error(err)
 		}
 	})
-	c := config.Default()
-	c.Threshold, c.Pressure = 5, 0
 	d, err := New(t.Context(), Options{
-		Config: c, Host: policy.Host{}, Observer: observer.Options{Source: proc, Proc: proc}, Observe: true,
+		Config: c, Host: policy.Host{}, Observer: observer.Options{Source: proc, Proc: proc}, Observe: observe,
 		Logger: slog.New(slog.DiscardHandler), Report: func(report.Event) {},
 	})
 	if err != nil {
@@ -123,6 +129,70 @@ func TestPauses(t *testing.T) {
 		if pause := w.until - before; pause < step.want || pause > step.want+time.Minute/2 {
 			t.Errorf("pause %d is %v, want %v", i, pause, step.want)
 		}
+	}
+}
+
+// The limit that keeps a parent from being ended has its name, since when it is used up
+// and until when: after a ladder that it ended, and while one waits for it.
+func TestLimitUsed(t *testing.T) {
+	d := newDaemon(t)
+	id := task.ID{PID: 1 << 22, Start: 1}
+	since, until := time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
+	for _, name := range []string{reaper.PerWorkload, reaper.Pause} {
+		d.watched[id] = &watched{said: map[policy.Reason]said{}}
+		if l, ok := d.LimitUsed(id); ok {
+			t.Errorf("used before anything was killed: %+v", l)
+		}
+		d.ended(reaper.Outcome{ID: id, Result: reaper.Spared, Reason: policy.Backoff, Until: until, Limit: reaper.Limit{Name: name, Since: since}})
+		if l, ok := d.LimitUsed(id); !ok || l != (report.LimitUsed{Name: name, Since: since, Until: until}) {
+			t.Errorf("%s: %+v, %t", name, l, ok)
+		}
+	}
+	d.ended(reaper.Outcome{ID: id, Result: reaper.Spared, Reason: policy.Backoff, Until: time.Now(), Limit: reaper.Limit{Name: reaper.Pause, Since: since}})
+	if l, ok := d.LimitUsed(id); ok {
+		t.Errorf("used after its end: %+v", l)
+	}
+
+	c := config.Default()
+	c.Threshold, c.Pressure, c.Grace, c.Nudge, c.TermTimeout = 5, 0, time.Millisecond, 0, 0
+	c.Scope, c.DryRun, c.Limits.KillsPerMinute = config.ScopeAll, true, 1
+	d = daemonWith(t, c, false)
+	first, second := zoo.Start(t, "leak=6 serve"), zoo.Start(t, "leak=6 serve")
+	time.Sleep(2 * time.Second / task.TicksPerSecond)
+	d.sweepOnly(t)
+	time.Sleep(10 * time.Millisecond)
+	began := time.Now()
+	act := func(pid int) task.ID {
+		id, _, err := d.observer.Facts(t.Context(), pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.reaper.Act(id, reaper.Who{Workload: id.String()})
+		return id
+	}
+	act(first.PID)
+	if out := <-d.reaper.Outcomes(); out.Result != reaper.Rehearsed {
+		t.Fatalf("%+v", out)
+	}
+	id = act(second.PID)
+	var l report.LimitUsed
+	zoo.Within(t, 30*time.Second, "it to wait", func() bool {
+		var ok bool
+		l, ok = d.LimitUsed(id)
+		return ok
+	})
+	if l.Name != reaper.KillsPerMinute || l.Since.Before(began.Add(-time.Second)) || l.Until.Sub(l.Since).Round(time.Second) != time.Minute {
+		t.Errorf("%+v, the kill was at %s", l, began)
+	}
+	if says := d.HeldUp(id); !strings.HasPrefix(says, "limits.killsPerMinute (1) used up since ") {
+		t.Errorf("it waits for %q", says)
+	}
+}
+
+func (d *Daemon) sweepOnly(t *testing.T) {
+	t.Helper()
+	if _, err := d.observer.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 

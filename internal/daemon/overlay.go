@@ -65,8 +65,18 @@ func (d *Daemon) Overlay(a *observer.Assessment) (until time.Time) {
 	return until
 }
 
-// LimitUsed is the limit that keeps a parent's workload from another kill, if one does.
+// HeldUp says in words what a parent's ladder waits for; "" if nothing holds it up, or
+// there is none.
+func (d *Daemon) HeldUp(id task.ID) string {
+	s, _ := d.reaper.Status(id)
+	return s.Message
+}
+
+// LimitUsed is the limit on kills that keeps a parent from being ended, if one does.
 func (d *Daemon) LimitUsed(id task.ID) (report.LimitUsed, bool) {
+	if s, acting := d.reaper.Status(id); acting {
+		return report.LimitUsed{Name: s.Limit.Name, Since: s.Limit.Since, Until: s.Until}, s.Limit.Name != "" && !s.Until.IsZero()
+	}
 	d.mu.Lock()
 	w := d.watched[id]
 	d.mu.Unlock()

@@ -78,9 +78,9 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 
 func leaking(w observer.Workload) string {
 	if w.Parents == 1 {
-		return fmt.Sprintf("workload is leaking: its %d zombies are handed from parent to parent; the present one is named", w.Zombies)
+		return fmt.Sprintf("workload is leaking: %d zombies pass from parent to parent; the current parent is shown", w.Zombies)
 	}
-	return fmt.Sprintf("workload is leaking: %d parents hold %d zombies; the largest is named", w.Parents, w.Zombies)
+	return fmt.Sprintf("workload is leaking: %d parents hold %d zombies; the largest is shown", w.Parents, w.Zombies)
 }
 
 // stayed is the age at which a zombie is worth an event of its own to those who

@@ -49,7 +49,7 @@ func TestRefusedReload(t *testing.T) {
 		}
 		s.wantAnswer("/v1/status", &st)
 		for _, p := range st.Problems {
-			if strings.HasPrefix(p, "the configuration on disk is bad and not in force: ") {
+			if strings.HasPrefix(p, "the configuration on disk is invalid and not in force: ") {
 				return p
 			}
 		}
@@ -82,7 +82,7 @@ func TestRefusedReload(t *testing.T) {
 			t.Error("not in the metrics")
 		}
 	}
-	if r := run(t, "", "check", "--config=/dev/null", "--socket="+filepath.Join(s.dir, "kzr.sock")); !strings.Contains(r.stdout, "the configuration on disk is bad and not in force: ") {
+	if r := run(t, "", "check", "--config=/dev/null", "--socket="+filepath.Join(s.dir, "kzr.sock")); !strings.Contains(r.stdout, "the configuration on disk is invalid and not in force: ") {
 		t.Errorf("kzr check says nothing of it:\n%s", r.stdout)
 	}
 	if err := os.WriteFile(s.config, []byte(good), 0o644); err != nil {

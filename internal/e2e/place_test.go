@@ -32,7 +32,7 @@ func TestScenario25InsidePidNamespace(t *testing.T) {
 	kid := z.Named("kid")
 	config := "--config=" + s.config
 
-	finish(t, inside(z, program(t), "run", config, "--socket=", "--mode=ebpf")).refused(t, 1, "mode ebpf cannot work here", "pid namespace", "hostPID", "mode: proc")
+	finish(t, inside(z, program(t), "run", config, "--socket=", "--mode=ebpf")).refused(t, 1, "mode ebpf is not available here", "pid namespace", "hostPID", "mode: proc")
 	// The /proc of one namespace says nothing about the processes of another.
 	foreign := exec.Command("nsenter", "--target", fmt.Sprint(z.PID), "--pid", "--", program(t), "scan", config)
 	finish(t, foreign).refused(t, 1, "another pid namespace")
@@ -158,8 +158,8 @@ func TestScenario27NoBPF(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
-			run(t, c.steps, "run", "--config="+s.config, "--socket=", "--mode=ebpf").refused(t, 1, "mode ebpf cannot work here")
-			run(t, c.steps, "scan", "--config="+s.config, "--mode=ebpf").refused(t, 1, "mode ebpf cannot work here")
+			run(t, c.steps, "run", "--config="+s.config, "--socket=", "--mode=ebpf").refused(t, 1, "mode ebpf is not available here")
+			run(t, c.steps, "scan", "--config="+s.config, "--mode=ebpf").refused(t, 1, "mode ebpf is not available here")
 
 			k := s.startIn(c.steps, "--mode=auto")
 			e := k.await("started", func(e event) bool { return e.Event == "started" })
@@ -200,7 +200,7 @@ func TestUnprivileged(t *testing.T) {
 	theirs := zoo.Start(t, "in=pidns,proc exec=%s leak=12 chld=count term=count serve", s.exe)
 	own := zoo.Start(t, "in=pidns,proc uid=%d exec=%s leak=12 serve", nobody, s.exe)
 
-	run(t, "nobody", "run", config, "--socket=", "--mode=ebpf").refused(t, 1, "mode ebpf cannot work here")
+	run(t, "nobody", "run", config, "--socket=", "--mode=ebpf").refused(t, 1, "mode ebpf is not available here")
 
 	doc, r := s.scan("nobody")
 	for _, z := range []*zoo.Zoo{theirs, own} {

@@ -121,11 +121,12 @@ intrusion detection may report that. ` + "`reap: off`" + ` turns it off.`
 
 var sections = []struct{ title, text string }{
 	{"SIGNALS", `SIGHUP makes ` + "`kzr run`" + ` reload its configuration; ` + "`event=reloaded`" + ` in the log says how that
-went. A bad configuration, or a file that has disappeared, changes nothing: that is an
+went. An invalid configuration, or a file that has disappeared, changes nothing: that is an
 error in the log, and systemctl status shows it until a good one is loaded. SIGTERM and
 SIGINT stop it at any time; it sends no further signals.`},
 	{"EXIT STATUS", `0: success. 1: failure at run time. 2: bad command line or configuration. 3: ` + "`kzr scan --exit-status`" + `
-has found targets.`},
+has found targets, or, without a daemon, which alone knows ages, parents with as many
+zombies as a target has.`},
 	{"THE SERVICE", `The unit kzr.service runs as a user of its own with four capabilities and no
 network access. Files under /usr/share/kzr are drop-ins for it; each opens one thing and
 says what that means:

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kzr/internal/advice"
+	"kzr/internal/config"
 	"kzr/internal/container"
 	"kzr/internal/daemon"
 	"kzr/internal/observer"
@@ -30,9 +31,12 @@ type View struct {
 	Proc   *procscan.Scanner
 	// Name is the observer's: what is known of a container.
 	Name func(container.Ref) (task.Container, bool)
-	// Inside says whether it can be reaped inside a process now, and why not; nil is
-	// never.
+	// Inside says why it cannot be reaped inside a process now, "" if it can; nil if
+	// only a daemon could tell.
 	Inside func(ctx context.Context, proc *task.Process) (refusal string)
+	// Watching is since when, in clock ticks since boot, eBPF has seen who was orphaned;
+	// nil, or 0, is never.
+	Watching func() uint64
 	// Observe says that there is no ladder.
 	Observe bool
 
@@ -204,6 +208,9 @@ func children(p *tracker.Parent) *task.Children {
 	return &task.Children{Parent: p.ID, Reapable: p.Zombies(), Traced: p.Traced, Tracer: p.Tracer, Leaders: p.Leaders}
 }
 
+// NeedsEBPF says why nothing is reaped inside parents with mode proc.
+const NeedsEBPF = "it needs eBPF, and mode is proc"
+
 // relatives is how many live children and others of its kin are shown.
 const relatives = 20
 
@@ -244,6 +251,7 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 			out.WorkloadTotal = &w
 		}
 	}
+	out.HeldUp = report.Sanitize(v.Daemon.HeldUp(id))
 	if l, ok := v.Daemon.LimitUsed(id); ok {
 		out.LimitsUsed = append(out.LimitsUsed, l)
 	}
@@ -253,10 +261,19 @@ func (v *View) Parent(ctx context.Context, pid int) (report.Detail, error) {
 	}
 	c := o.Config()
 	means := o.Means(&a)
-	if out.ReapInside != nil {
+	switch {
+	case out.ReapInside != nil:
 		means.Refusal = out.ReapInside.Refusal
-	} else {
-		means.Refusal = "not available"
+	case c.Mode == config.ModeProc:
+		means.Refusal = NeedsEBPF
+	default: // a daemon would know whether it can, and which of them are adopted
+		means.Adopted = max(means.Adopted, 1)
+	}
+	out.Reap = string(means.Reap)
+	if v.Watching != nil {
+		since := v.Watching()
+		out.AdoptedKnown = since > 0 && zombies != nil &&
+			!slices.ContainsFunc(zombies.Reapable, func(z task.Zombie) bool { return z.Start() <= since })
 	}
 	out.Ladder, out.Pressure = advice.Steps(policy.Ladder(&proc.Facts, means)), string(a.Pressure)
 	advice.Complete(&out, advice.Settings{DryRun: c.DryRun, Observe: v.Observe})

@@ -72,7 +72,7 @@ func TestReapInside(t *testing.T) {
 			do:    func(b *byRequest, _ int) (Insided, error) { return reap(b, 20, 0) },
 			calls: 1, want: Reaped, alive: true,
 			story: []string{"signal SIGCHLD", "reaped"},
-			says:  map[string]string{"reaped": "reaped 20 zombies inside it, which stood still for at most 3ms; 0 left"},
+			says:  map[string]string{"reaped": "reaped 20 zombies inside it (paused for at most 3ms); 0 left"},
 		}, {
 			name:  "in several batches",
 			do:    func(b *byRequest, call int) (Insided, error) { return reap(b, 5, 20-5*call) },
@@ -85,7 +85,7 @@ func TestReapInside(t *testing.T) {
 			do:    func(b *byRequest, _ int) (Insided, error) { return reap(b, 10, 0) },
 			calls: 1, want: Terminated,
 			story: []string{"signal SIGCHLD", "reaped", "signal SIGTERM", "terminated"},
-			says:  map[string]string{"reaped": "reaped 10 zombies inside it, which stood still for at most 3ms; 10 left"},
+			says:  map[string]string{"reaped": "reaped 10 zombies inside it (paused for at most 3ms); 10 left"},
 		}, {
 			// It does good, only slowly: that is no reason to end it.
 			name:   "more than there is time for",
@@ -96,7 +96,7 @@ func TestReapInside(t *testing.T) {
 			},
 			calls: -1, want: Reaped, until: true, alive: true,
 			story: []string{"signal SIGCHLD", "reaped"},
-			says:  map[string]string{"reaped": "more will be, not before "},
+			says:  map[string]string{"reaped": "more to reap inside it, not before "},
 		}, {
 			name: "until a timeout of its own is over",
 			do: func(b *byRequest, _ int) (Insided, error) {
@@ -106,7 +106,7 @@ func TestReapInside(t *testing.T) {
 			},
 			calls: 1, want: Reaped, until: true, alive: true,
 			story: []string{"signal SIGCHLD", "reaped"},
-			says:  map[string]string{"reaped": "; 15 more will be, not before "},
+			says:  map[string]string{"reaped": "; 15 more to reap inside it, not before "},
 		}, {
 			name:  "and adopts more meanwhile",
 			judge: func(j *procJudge) { j.own = 2 },
@@ -117,7 +117,7 @@ func TestReapInside(t *testing.T) {
 			},
 			calls: 1, want: Reaped, until: true, alive: true,
 			story: []string{"signal SIGCHLD", "reaped"},
-			says:  map[string]string{"reaped": "; 3 more will be, not before "},
+			says:  map[string]string{"reaped": "; 3 more to reap inside it, not before "},
 		}, {
 			name:  "in spite of a timeout, under pressure",
 			judge: func(j *procJudge) { j.pressure = policy.NodePressure },
@@ -291,7 +291,7 @@ func TestReapsOneAtATime(t *testing.T) {
 	}
 	r.wantStory(z.PID, "signal SIGCHLD", "reaped")
 	e := r.event(z.PID, "reaped")
-	if e.By != "parent" || !strings.Contains(e.Message, " SIGCHLD were sent") {
+	if e.By != "parent" || !strings.Contains(e.Message, "; sent SIGCHLD ") {
 		t.Errorf("event %+v", e)
 	}
 	if n := z.Zombies(); n >= 50 {

@@ -105,7 +105,7 @@ func (l *ladder) acquireSlot(ctx context.Context) *Outcome {
 	default:
 		l.locked(func() {
 			if l.status.Reason == "" {
-				l.status = Status{Reason: policy.RateLimited, Message: "waits until fewer parents are being dealt with"}
+				l.status = Status{Reason: policy.RateLimited, Message: "waiting for a free slot: too many parents are being acted on"}
 			}
 		})
 		select {
@@ -189,7 +189,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 		default:
 			waited = true
 			wait := l.whileDeferred(reason)
-			l.hold(reason, cmp.Or(l.seen.Deferred, "deferred while "+string(reason)), time.Time{})
+			l.hold(reason, &refusal{message: cmp.Or(l.seen.Deferred, "deferred while "+string(reason))})
 			out = wait(ctx, l.r.timing.look)
 		}
 		if out != nil {
@@ -339,7 +339,7 @@ func (l *ladder) takeTicket(ctx context.Context) *Outcome {
 	case <-l.ticket.answer:
 	default:
 		waits := l.ticket.waitsFor()
-		l.hold(policy.RateLimited, waits.message, waits.until)
+		l.hold(policy.RateLimited, waits)
 		answered, out := l.queue(ctx)
 		if out != nil {
 			return out
@@ -427,15 +427,15 @@ func (l *ladder) releaseTicket() {
 }
 
 // hold says why no signal is sent for now, and again when that is news.
-func (l *ladder) hold(reason policy.Reason, message string, until time.Time) {
+func (l *ladder) hold(reason policy.Reason, why *refusal) {
 	news := false
 	l.remember(func(r *record) {
 		changed := l.status.Reason != reason
-		l.status = Status{reason, message, until}
+		l.status = Status{reason, why.message, why.until, why.limit}
 		news = r.news(string(reason), changed, l.seen.Zombies, time.Now())
 	})
 	if news {
-		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: l.withNotes(message), Until: until})
+		l.emit(report.Event{Name: report.EventSpared, Reason: string(reason), Message: l.withNotes(why.message), Until: why.until})
 	}
 }
 
@@ -454,7 +454,7 @@ func (l *ladder) dropped(reason policy.Reason) *Outcome {
 	if reason == policy.Recovered {
 		message += ": below the rule"
 		if done {
-			message = "no further signal sent: it has not reaped, but the rule asks for more now"
+			message = "no further signal sent: it has not reaped, but no longer meets the rule, which has changed"
 		}
 	}
 	return l.spared(report.Event{Reason: string(reason), Message: message})
@@ -469,7 +469,7 @@ func (l *ladder) reapedEvent() report.Event {
 	switch {
 	case l.inside.Reaped > 0:
 		e.By, e.Reaped, e.Stopped = "kzr", l.inside.Reaped, l.inside.Stopped
-		e.Message = fmt.Sprintf("reaped %d zombies inside it, which stood still for at most %s; %d left",
+		e.Message = fmt.Sprintf("reaped %d zombies inside it (paused for at most %s); %d left",
 			l.inside.Reaped, l.inside.Stopped.Round(100*time.Microsecond), l.seen.Reapable)
 	case l.lethal != 0:
 		e.Message = fmt.Sprintf("parent reaped after %s; %d zombies left", unix.SignalName(l.lethal), l.seen.Reapable)
@@ -498,7 +498,7 @@ func (l *ladder) exhausted(why *refusal) *Outcome {
 	if news {
 		l.emit(report.Event{Name: report.EventSpared, Reason: string(policy.Backoff), Message: message, Until: why.until})
 	}
-	return &Outcome{Result: Spared, Reason: policy.Backoff, Until: why.until, Message: message}
+	return &Outcome{Result: Spared, Reason: policy.Backoff, Until: why.until, Limit: why.limit, Message: message}
 }
 
 func (l *ladder) spared(e report.Event) *Outcome {

@@ -70,6 +70,7 @@ type ticket struct {
 // refusal is a limit that is used up.
 type refusal struct {
 	message string
+	limit   Limit
 	until   time.Time
 	moment  time.Duration // until by the clock of the limits; 0 if it moves on
 }
@@ -276,15 +277,16 @@ func (t *ticket) waitsFor() *refusal {
 	now := l.clock()
 	l.prune(now)
 	if w := l.workloads[t.who.Workload]; w != nil && w.holder != nil && w.holder != t {
-		return &refusal{message: fmt.Sprintf("pid %d of the same workload is to be gone first", w.holder.victim.PID)}
+		return &refusal{message: fmt.Sprintf("waiting for pid %d of the same workload to exit", w.holder.victim.PID)}
 	}
 	if l.override != nil && l.override != t && t.pressure == policy.NodePressure {
-		return &refusal{message: fmt.Sprintf("pid %d is to be gone first", l.override.victim.PID)}
+		return &refusal{message: fmt.Sprintf("waiting for pid %d to exit", l.override.victim.PID)}
 	}
-	out := &refusal{message: fmt.Sprintf("limits.killsPerMinute (%d) used up", l.set.KillsPerMinute)}
+	out := &refusal{message: fmt.Sprintf("limits.killsPerMinute (%d) used up", l.set.KillsPerMinute), limit: Limit{Name: KillsPerMinute}}
 	i := len(l.kills) + l.pending() - l.set.KillsPerMinute
 	if n := len(l.kills); n > 0 {
-		out.message += " since " + l.wall(now, l.kills[n-1].At).Format(time.TimeOnly)
+		out.limit.Since = l.wall(now, l.kills[n-1].At)
+		out.message += " since " + out.limit.Since.Format(time.TimeOnly)
 		if i >= 0 && i < n {
 			out.until = l.wall(now, l.kills[i].At+time.Minute)
 			out.message += "; next kill at " + out.until.Format(time.TimeOnly)
@@ -451,10 +453,11 @@ func (l *limits) refuse(t *ticket, now time.Duration) *refusal {
 		if t.pressure == policy.WorkloadPressure {
 			return nil
 		}
-		return &refusal{message: message + " allows no kill", until: l.wall(now, *until)}
+		return &refusal{message: message + " allows no kill", limit: Limit{Name: PerWorkload}, until: l.wall(now, *until)}
 	}
 	last := w.kills[len(w.kills)-1].At
-	message += " used up since " + l.wall(now, last).Format(time.TimeOnly)
+	limit := Limit{PerWorkload, l.wall(now, last)}
+	message += " used up since " + limit.Since.Format(time.TimeOnly)
 	if t.pressure == policy.WorkloadPressure {
 		pause := per.Window
 		if w.pauses < 16 {
@@ -464,10 +467,11 @@ func (l *limits) refuse(t *ticket, now time.Duration) *refusal {
 			return nil
 		}
 		*until = min(*until, last+pause)
-		message += fmt.Sprintf("; it is near its own limit on pids, so only a pause of %s holds", brief(pause))
+		limit.Name = Pause
+		message += fmt.Sprintf("; its own pid limit is nearly reached, so the limit is only a pause of %s", brief(pause))
 	}
 	at := l.wall(now, *until)
-	return &refusal{message + "; next kill at " + at.Format(time.TimeOnly), at, *until}
+	return &refusal{message + "; next kill at " + at.Format(time.TimeOnly), limit, at, *until}
 }
 
 // wall is when a moment is, or was, by the wall clock.

@@ -440,6 +440,9 @@ func TestPauseDoubles(t *testing.T) {
 			if !refused(ticket) || !ticket.refused.until.Equal(began.Add(pause)) {
 				t.Fatalf("want no kill until after %s: %+v", pause, ticket.refused)
 			}
+			if l := ticket.refused.limit; l.Name != Pause || !l.Since.Equal(began) {
+				t.Errorf("the limit is %+v, want a pause since %s", l, began)
+			}
 			for _, part := range []string{
 				"limits.perWorkload (3 in 10m) used up since " + began.Format(time.TimeOnly),
 				"a pause of " + brief(pause), "next kill at " + began.Add(pause).Format(time.TimeOnly),
@@ -456,6 +459,8 @@ func TestPauseDoubles(t *testing.T) {
 			time.Sleep(time.Millisecond)
 			if ticket := ask(policy.NoPressure); !refused(ticket) || time.Until(ticket.refused.until) < window-7*time.Minute {
 				t.Fatal("without pressure the limit does not hold")
+			} else if l := ticket.refused.limit; l.Name != PerWorkload || !l.Since.Equal(began) {
+				t.Errorf("the limit is %+v, want the workload's since %s", l, began)
 			}
 			kill()
 		}

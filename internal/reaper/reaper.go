@@ -158,6 +158,7 @@ type Outcome struct {
 	// workload has a kill left; what harms nobody can be tried sooner. With [Reaped]
 	// it is the moment at which more of its zombies may be reaped inside it.
 	Until time.Time
+	Limit Limit // with that reason: which one it is
 	// Message says what was reported last, in words.
 	Message string
 	Tried   bool // of GaveUp: a signal was sent, or refused; else it could not be looked at
@@ -168,7 +169,22 @@ type Status struct {
 	Reason  policy.Reason // why it sends no signal right now, "" if nothing stands in the way
 	Message string        // the same in words
 	Until   time.Time     // of RateLimited: when a kill may come, as far as known
+	Limit   Limit         // of RateLimited, if it is one
 }
+
+// Limit is a limit on kills that is used up.
+type Limit struct {
+	Name  string
+	Since time.Time // zero if it never allowed a kill
+}
+
+// The limits, named as in the configuration; Pause is what [PerWorkload] becomes when the
+// workload's own pids run out.
+const (
+	KillsPerMinute = "killsPerMinute"
+	PerWorkload    = "perWorkload"
+	Pause          = "pause"
+)
 
 // Reaper runs ladders.
 type Reaper struct {

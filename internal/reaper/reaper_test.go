@@ -409,7 +409,7 @@ func TestRuleChanges(t *testing.T) {
 				t.Errorf("outcome %+v, want %s", out, tc.want)
 			}
 			r.wantStory(z.PID, tc.story...)
-			if e := r.said(z.PID)[1]; (tc.want == Spared) != strings.Contains(e.Message, "the rule asks for more now") {
+			if e := r.said(z.PID)[1]; (tc.want == Spared) != strings.Contains(e.Message, "no longer meets the rule, which has changed") {
 				t.Errorf("message %q", e.Message)
 			}
 		})

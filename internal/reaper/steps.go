@@ -191,7 +191,7 @@ func (l *ladder) reapInside(ctx context.Context) *Outcome {
 	if last.Refused == "" && l.seen.Pressure == policy.NoPressure && (last.Left > 0 || l.seen.Reapable-more < l.seen.Threshold) {
 		// It is doing good, and there is no hurry.
 		out = &Outcome{Result: Reaped, Until: time.Now().Add(max(l.seen.Grace, last.Alone))}
-		e.Message += fmt.Sprintf("; %d more will be, not before %s", max(last.Left, more), out.Until.Format(time.TimeOnly))
+		e.Message += fmt.Sprintf("; %d more to reap inside it, not before %s", max(last.Left, more), out.Until.Format(time.TimeOnly))
 		out.Message = e.Message
 	}
 	l.emit(e)
@@ -206,7 +206,7 @@ func (l *ladder) skipped(do policy.Do) string {
 		Reap: l.seen.Reap, Reapable: l.seen.Reapable, Adopted: l.seen.Adopted,
 	}
 	if l.r.Inside == nil {
-		m.Refusal = "there is no helper"
+		m.Refusal = "the helper that reaps inside processes is not running"
 	}
 	steps := policy.Ladder(&l.seen.Process.Facts, m)
 	return steps[slices.IndexFunc(steps, func(s policy.Step) bool { return s.Do == do })].Skipped
@@ -269,7 +269,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 		waited, limit := time.Since(sent), l.r.timing.kill
 		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" {
 			wait = l.whileDeferred(policy.Dying) // with SIGKILL pending, it is
-			l.hold(reason, "SIGKILL is pending; another would not help", time.Time{})
+			l.hold(reason, &refusal{message: "SIGKILL is pending; another would not help"})
 			limit = l.r.timing.dying
 		}
 		if l.seen.Pressure == policy.NodePressure && waited >= l.r.timing.next {
@@ -363,7 +363,7 @@ func (l *ladder) addNote(note string) { l.notes = append(l.notes, note) }
 
 func (l *ladder) withNotes(message string) string {
 	if l.nudges > 1 && l.toldNudges < l.nudges {
-		l.addNote(fmt.Sprintf("%d SIGCHLD were sent", l.nudges))
+		l.addNote(fmt.Sprintf("sent SIGCHLD %d times", l.nudges))
 		l.toldNudges = l.nudges
 	}
 	message = strings.Join(append([]string{message}, l.notes...), "; ")

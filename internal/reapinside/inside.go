@@ -38,8 +38,11 @@ type Error struct {
 	Err     error // what stands behind it, or nil
 }
 
+// Cannot is what the message of an [Error] begins with.
+const Cannot = "cannot reap inside other processes: "
+
 func (e *Error) Error() string {
-	s := "cannot reap inside other processes: " + e.Refusal.String()
+	s := Cannot + e.Refusal.String()
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}

@@ -74,6 +74,7 @@ type Status struct {
 // Detail is GET /v1/parents/{pid}: all that helps to understand one parent.
 type Detail struct {
 	Parent
+	Host string `json:"host"`
 	// Inner is the innermost container where Container holds others, else null. Its
 	// owner could have made it up.
 	Inner   *task.Container `json:"inner"`
@@ -100,6 +101,14 @@ type Detail struct {
 	TracedZombies int `json:"tracedZombies"`
 	ZombieTracer  int `json:"zombieTracer"`
 	DeadLeaders   int `json:"deadLeaders"`
+	// Foreign and HeldZombies are those of its reapable zombies that were put on it by
+	// a process that may not signal it, and those of others' that it holds as their
+	// tracer.
+	Foreign     int `json:"foreign"`
+	HeldZombies int `json:"heldZombies"`
+	// AdoptedKnown says that Adopted are all that it adopted: eBPF has watched since
+	// before its zombies were forked.
+	AdoptedKnown bool `json:"adoptedKnown"`
 
 	Signals Signals `json:"signals"`
 	// HasReaped says whether it has ever reaped a child, maybe as another program
@@ -113,6 +122,8 @@ type Detail struct {
 	ZombieOrigins []Origin `json:"zombieOrigins"`
 	// LimitsUsed are the limits on kills that are used up and concern it; never null.
 	LimitsUsed []LimitUsed `json:"limitsUsed"`
+	// HeldUp says what kzr waits for while it acts on it, "" if nothing holds it up.
+	HeldUp string `json:"heldUp"`
 	// ReapInside says whether kzr can reap inside it, null if nobody has looked.
 	ReapInside *ReapInside `json:"reapInside"`
 	// KillTakes is what SIGKILL would take along, null if it is not known.
@@ -130,6 +141,7 @@ type Detail struct {
 	RuleUnsure bool    `json:"ruleUnsure"`
 	Threshold  int     `json:"threshold"`
 	Grace      float64 `json:"graceSeconds"`
+	Reap       string  `json:"reap"` // what is reaped inside it: off, adopted or all
 	// Pressure is workload or node if one of its pid limits is nearly reached and its
 	// zombies are a reason, else "".
 	Pressure string `json:"pressure"`
@@ -232,6 +244,7 @@ const sampleSize = 20
 func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 	d := Detail{
 		Parent:        NewParent(p, c),
+		Host:          Host(),
 		Exiting:       p.Exiting,
 		Subreaper:     p.Subreaper,
 		BlockedBy:     []Blocker{},
@@ -254,6 +267,14 @@ func NewDetail(p *task.Process, c *task.Children, now time.Duration) Detail {
 	}
 	if c != nil {
 		d.TracedZombies, d.ZombieTracer, d.DeadLeaders = c.Traced, c.Tracer.PID, c.Leaders
+		for _, z := range c.Reapable {
+			if z.Has(task.Foreign) {
+				d.Foreign++
+			}
+			if z.Has(task.Held) {
+				d.HeldZombies++
+			}
+		}
 		d.Sample = append(d.Sample, sample(c.Reapable, now)...)
 	}
 	return d

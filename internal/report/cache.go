@@ -36,7 +36,7 @@ type cache struct {
 const untaken = 5 * time.Second
 
 // errFault is the answer to who sees kzr make a mistake.
-var errFault = errors.New("a fault in kzr: its log tells more")
+var errFault = errors.New("internal error in kzr; see its log")
 
 type answer struct {
 	body    []byte

@@ -115,6 +115,9 @@ func TestCatalogue(t *testing.T) {
 		if !ok || !strings.HasPrefix(head, "Subject: ") || strings.TrimSpace(text) == "" {
 			t.Errorf("%s: no subject or no text: %q", id, rest)
 		}
+		if strings.Contains(rest, "@KZR_SIGNAL@") != (id == messageIDs[EventSignal]) {
+			t.Errorf("%s: only the event signal has a signal: %q", id, rest)
+		}
 		ids = append(ids, id)
 	}
 	for _, name := range eventNames {

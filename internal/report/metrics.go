@@ -102,7 +102,9 @@ func (m *Metrics) Observe(e Event) {
 	if e.Name == EventZombie {
 		return
 	}
-	m.events.WithLabelValues(e.Name).Inc()
+	if e.Name != EventGaveUp || !e.DryRun { // a dry run ends so, and gives nothing up
+		m.events.WithLabelValues(e.Name).Inc()
+	}
 	switch e.Name {
 	case EventSignal:
 		m.signals.WithLabelValues(e.Signal, fmt.Sprint(e.DryRun)).Inc()

@@ -37,6 +37,8 @@ func TestMetrics(t *testing.T) {
 	m.Observe(e)
 	e.DryRun = true
 	m.Observe(e)
+	m.Observe(Event{Name: EventGaveUp, DryRun: true})
+	m.Observe(Event{Name: EventGaveUp})
 	m.Observe(Event{Name: EventSpared, Reason: "traced"})
 	m.Observe(Event{Name: EventReaped, By: ByKzr})
 	m.Observe(Event{Name: EventZombie})
@@ -45,7 +47,7 @@ func TestMetrics(t *testing.T) {
 	got := scrape(t, m)
 	for _, want := range []string{
 		`kzr_events_total{event="signal"} 3`,
-		`kzr_events_total{event="gave_up"} 0`,
+		`kzr_events_total{event="gave_up"} 1`,
 		`kzr_signals_total{dry_run="false",signal="SIGTERM"} 2`,
 		`kzr_signals_total{dry_run="true",signal="SIGTERM"} 1`,
 		`kzr_spared_total{reason="traced"} 1`,

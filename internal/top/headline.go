@@ -26,7 +26,7 @@ func (m *model) headline() headline {
 	st := &m.shown.status
 	if m.failed != nil {
 		if m.seen.at.IsZero() {
-			return headline{"NO VIEW", m.failed.Error(), urgent}
+			return headline{"NO DATA", m.failed.Error(), urgent}
 		}
 		return headline{"NO ANSWER", fmt.Sprintf("for %s; showing old data. %v",
 			span(m.now.Sub(m.seen.at)), m.failed), urgent}

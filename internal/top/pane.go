@@ -69,7 +69,7 @@ func (m *model) helpLines() []string {
 	item(dim, "out of scope", "not in a container, and the scope is containers")
 	item(dim, "by rule", "a configured rule says observe")
 	item(warn, "stopped ...", "also traced, frozen, dying, in D state, waiting (for one child): spared until that ends or a pid limit is near")
-	item(warn, "rate limited", "the limit on kills is used up; \"backoff\": it was acted on recently")
+	item(warn, "rate limited", "the limit on kills is used up; \"backoff\": kzr has acted on it or its workload")
 	section("Bar")
 	out = append(out, "   "+good.Render(m.live)+" live tasks   "+bad.Render(m.dead)+" zombies   "+dim.Render(m.free)+" free")
 	section("About")

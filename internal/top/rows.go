@@ -232,6 +232,8 @@ const (
 // "acts" or, where nobody will act, "due".
 func (r *row) verdict(elapsed time.Duration, acts string) (string, grave) {
 	switch {
+	case r.Verdict == string(policy.Acting) && r.Reason != "":
+		return "acting, " + spelled(r.Reason), urgent
 	case r.Verdict == string(policy.Acting):
 		return "acting", urgent
 	case r.Reason != "":

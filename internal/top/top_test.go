@@ -643,6 +643,10 @@ func TestHeadline(t *testing.T) {
 		}, "LEAK", "14,000 zombies; spared: out of scope", urgent},
 		{"full", "", func(_ *report.Document, s *report.Status) { s.Tasks = 31000 }, "FULL", "95% of the pid limit used", urgent},
 	}
+	held := row{Parent: report.Parent{Verdict: "acting", Reason: "rate_limited"}}
+	if text, g := held.verdict(0, "acts"); text != "acting, rate limited" || g != urgent {
+		t.Errorf("acting, and held up: %q", text)
+	}
 	for _, tt := range tests {
 		m := newModel(t.Context(), Options{Alone: tt.alone})
 		doc, st := edit(tt.edit)
@@ -656,7 +660,7 @@ func TestHeadline(t *testing.T) {
 func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	m := newModel(t.Context(), Options{})
 	m.Update(sampleMsg{at: noon, err: errors.New("nobody there")})
-	wants(t, m, "NO VIEW", "nobody there")
+	wants(t, m, "NO DATA", "nobody there")
 	see(m, time.Second, node(), status())
 	m.Update(sampleMsg{at: noon.Add(31 * time.Second), err: errors.New("it hangs")})
 	wants(t, m, "NO ANSWER", "for 30s; showing old data", "4242")
