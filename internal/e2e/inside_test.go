@@ -43,7 +43,7 @@ func (d *daemon) wantReapedInside(p *zoo.Proc, nth, stay int) {
 	isReap := func(e event) bool { return e.PID == p.PID && e.Event == "reaped" && e.By == "kzr" }
 	all := d.awaitN(nth, fmt.Sprintf("reaped inside %d", p.PID), isReap)
 	zoo.Within(d.t, patience, "they are gone", func() bool { return p.Zombies() == stay })
-	if told := strings.Contains(all[nth-1].Msg, fmt.Sprintf("tell its owner, kzr explain %d names the cause and the fix", p.PID)); told != (nth > 1) {
+	if told := strings.Contains(all[nth-1].Msg, fmt.Sprintf("tell its owner (kzr explain %d shows the cause and the fix)", p.PID)); told != (nth > 1) {
 		d.t.Errorf("reaped %d times, it says %q", nth, all[nth-1].Msg)
 	}
 	if nth > 1 {
