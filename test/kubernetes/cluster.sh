@@ -151,7 +151,7 @@ possible() {
 	[ ! -e /var/lib/kubelet/pods ] || { echo "this machine is a Kubernetes node"; return 1; }
 	unshare -m -n true 2>/dev/null || { echo "no mount and network namespaces can be made here"; return 1; }
 	cgroups || return 1
-	no_cgroups
+	rmdir /sys/fs/cgroup/kzr-k8s /sys/fs/cgroup/*/kzr-k8s 2>/dev/null || true # those of another cluster are not empty
 }
 
 # node DIR: inside its namespaces, for as long as they live.
