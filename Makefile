@@ -202,7 +202,7 @@ alerts-check: build ## alerts played through, and every expression asked of a Pr
 	$(need) root promtool python3-yaml jq curl
 	promtool check rules deploy/prometheus/kzr.rules.yml
 	promtool test rules deploy/prometheus/kzr.rules_test.yml
-	deploy/grafana/check.py bin/kzr 60
+	deploy/grafana/check.py bin/kzr 180
 	deploy/node-problem-detector/check.sh bin/kzr
 	deploy/onaction/check.sh bin/kzr
 
