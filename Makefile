@@ -199,10 +199,10 @@ test-kubernetes: ## a real Kubernetes: the shipped manifests and chart, Events, 
 # kzr only looks meanwhile, at a process of its own that leaks.
 .PHONY: alerts-check
 alerts-check: build ## alerts played through, and every expression asked of a Prometheus that scraped kzr
-	$(need) root promtool python3-yaml jq
+	$(need) root promtool python3-yaml jq curl
 	promtool check rules deploy/prometheus/kzr.rules.yml
 	promtool test rules deploy/prometheus/kzr.rules_test.yml
-	deploy/grafana/check.py bin/kzr 60
+	deploy/grafana/check.py bin/kzr 180
 	deploy/node-problem-detector/check.sh bin/kzr
 	deploy/onaction/check.sh bin/kzr
 

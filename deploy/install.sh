@@ -31,6 +31,9 @@ files() {
 		644 $scratch/cri.conf $PREFIX/share/kzr/cri.conf
 		644 $scratch/docker.conf $PREFIX/share/kzr/docker.conf
 		644 $scratch/metrics.conf $PREFIX/share/kzr/metrics.conf
+		644 $scratch/on-action.conf $PREFIX/share/kzr/on-action.conf
+		755 $scratch/mail.sh $PREFIX/share/kzr/mail.sh
+		755 $scratch/chat.sh $PREFIX/share/kzr/chat.sh
 		644 $scratch/kzr.8.gz $PREFIX/share/man/man8/kzr.8.gz
 		644 $scratch/kzr.yaml.5.gz $PREFIX/share/man/man5/kzr.yaml.5.gz
 		644 $scratch/kzr.bash $PREFIX/share/bash-completion/completions/kzr
@@ -47,7 +50,7 @@ generate() {
 	for shell in bash zsh fish; do
 		"$KZR" completion "$shell" >"$scratch/kzr.$shell"
 	done
-	for file in deploy/systemd/* dist/man/*; do
+	for file in deploy/systemd/* deploy/onaction/{on-action.conf,mail.sh,chat.sh} dist/man/*; do
 		sed "s,/usr/bin/kzr,$PREFIX/bin/kzr,g; s,/usr/share/kzr,$PREFIX/share/kzr,g" "$file" >"$scratch/${file##*/}"
 	done
 	licences >"$scratch/THIRD-PARTY"

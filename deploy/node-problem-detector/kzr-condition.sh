@@ -18,7 +18,7 @@ found=
 case $1 in
 pressure)
 	value kzr_under_pressure || { echo "kzr does not answer"; exit 2; }
-	[ "${found%%[!0-9]*}" = 0 ] || { echo "the node has used up its pids but for the last"; exit 1; }
+	[ "${found%%[!0-9]*}" = 0 ] || { echo "the node is almost out of pids"; exit 1; }
 	echo "the node has pids left"
 	;;
 sweeps)

@@ -1,6 +1,8 @@
 #!/bin/sh
-# onAction: [/usr/local/lib/kzr/mail.sh, ops@example.com]
-# Mails one outcome. Needs jq, and a sendmail.
+# onAction: [/usr/share/kzr/mail.sh, ops@example.com]
+# Mails one outcome. Needs jq, and a sendmail that speaks SMTP itself, such as msmtp-mta:
+# the unit has NoNewPrivileges, so that one which is set-group-ID, such as those of
+# postfix and exim, cannot put the mail into its queue.
 set -eu
 document=$(cat)
 # Nothing of it is ever part of a command: a pod's owner chose the names.

@@ -36,11 +36,14 @@ grep -aqF "${COMMIT:-unknown}" "$scratch/root/usr/bin/kzr"
 units=$scratch/root/usr/lib/systemd/system
 install -D /bin/kill "$scratch/root/bin/kill" # what it runs must be there
 systemd-analyze verify --root="$scratch/root" --man=no --recursive-errors=no kzr.service
-for dropin in "" "$scratch"/root/usr/share/kzr/{cri,docker,metrics}.conf; do
+for dropin in "" "$scratch"/root/usr/share/kzr/{cri,docker,metrics,on-action}.conf; do
 	rm -rf "$units/kzr.service.d"
 	[ -z "$dropin" ] || install -D -m 644 "$dropin" "$units/kzr.service.d/${dropin##*/}"
 	limit=15
-	[ "${dropin##*/}" != metrics.conf ] || limit=20
+	case ${dropin##*/} in
+	metrics.conf) limit=20 ;;
+	on-action.conf) limit=22 ;;
+	esac
 	printf '%s ' "${dropin##*/}"
 	systemd-analyze security --no-pager --offline=yes --root="$scratch/root" --threshold=$limit kzr.service | tail -n 1
 done

@@ -88,7 +88,7 @@ func newEvent(o *trail.Outcome, node, reason, earlier string) event {
 		EventTime:           o.Time.UTC().Format("2006-01-02T15:04:05.000000Z07:00"),
 		ReportingController: component,
 		ReportingInstance:   cutTo(component+"-"+node, 128),
-		Action:              "Kill",
+		Action:              action(reason),
 		Reason:              reason,
 		Type:                "Warning",
 		Note:                note(o, earlier),
@@ -101,9 +101,22 @@ func newEvent(o *trail.Outcome, node, reason, earlier string) event {
 		e.Regarding.FieldPath = "spec.containers{" + c.Name + "}"
 	}
 	if reason == ReasonReaped {
-		e.Action, e.Type = "Reap", "Normal"
+		e.Type = "Normal"
 	}
 	return e
+}
+
+// action is what kzr did, in a word, as the API server asks for one.
+func action(reason string) string {
+	switch reason {
+	case ReasonReaped:
+		return "Reap"
+	case ReasonTerminated:
+		return "Kill"
+	case ReasonGaveUp:
+		return "GiveUp"
+	}
+	return "Spare"
 }
 
 func (e *event) json() ([]byte, error) { return json.Marshal(e) }
@@ -143,7 +156,7 @@ func seen(o *trail.Outcome) string {
 	} else {
 		fmt.Fprintf(&b, " (%s)", name(p))
 	}
-	fmt.Fprintf(&b, " was not reaping its dead children: %d zombies", o.Reapable)
+	fmt.Fprintf(&b, " was not reaping its dead children: %d zombies", o.Reapable+o.Reaped) // the outcome says what is left
 	if o.Oldest >= time.Second {
 		fmt.Fprintf(&b, ", the oldest for %s", report.Age(o.Oldest))
 	}
@@ -153,7 +166,11 @@ func seen(o *trail.Outcome) string {
 func done(o *trail.Outcome) string {
 	switch o.Name {
 	case report.EventReaped:
-		return "kzr reaped them inside it. It goes on running and nothing was restarted."
+		which := "them"
+		if o.Reapable > 0 {
+			which = fmt.Sprintf("%d of them", o.Reaped)
+		}
+		return "kzr reaped " + which + " inside it. It goes on running and nothing was restarted."
 	case report.EventTerminated:
 		sig := cmp.Or(o.Lethal(), o.Signal, "a signal")
 		text := fmt.Sprintf("kzr sent %s and it exited", sig)

@@ -49,32 +49,33 @@ func TestNotes(t *testing.T) {
 		name   string
 		events []report.Event
 		reason string
+		action string
 		typ    string
 		want   []string
 		not    []string
 	}{
 		{
-			"killed", []report.Event{signal("SIGCHLD"), signal("SIGKILL"), {Name: report.EventTerminated}}, ReasonTerminated, "Warning",
+			"killed", []report.Event{signal("SIGCHLD"), signal("SIGKILL"), {Name: report.EventTerminated}}, ReasonTerminated, "Kill", "Warning",
 			[]string{"Process 4242 (sleep, pid 1 in the container)", "60 zombies, the oldest for 1m12s", "SIGKILL", "exit code 137", "not the OOM killer", "To fix it: ", "tini"}, nil,
 		},
 		{
-			"terminated", []report.Event{signal("SIGTERM"), {Name: report.EventTerminated}}, ReasonTerminated, "Warning",
+			"terminated", []report.Event{signal("SIGTERM"), {Name: report.EventTerminated}}, ReasonTerminated, "Kill", "Warning",
 			[]string{"kzr sent SIGTERM and it exited", "143"}, []string{"137"},
 		},
 		{
-			"terminated, then killed", []report.Event{signal("SIGTERM"), signal("SIGKILL"), {Name: report.EventTerminated}}, ReasonTerminated, "Warning",
+			"terminated, then killed", []report.Event{signal("SIGTERM"), signal("SIGKILL"), {Name: report.EventTerminated}}, ReasonTerminated, "Kill", "Warning",
 			[]string{"137"}, []string{"143"},
 		},
 		{
-			"reaped", []report.Event{{Name: report.EventReaped, By: report.ByKzr}}, ReasonReaped, "Normal",
-			[]string{"kzr reaped them inside it", "nothing was restarted", "To fix it: "}, []string{"137"},
+			"reaped", []report.Event{{Name: report.EventReaped, By: report.ByKzr, Reaped: 54}}, ReasonReaped, "Reap", "Normal",
+			[]string{"114 zombies", "kzr reaped 54 of them inside it", "nothing was restarted", "To fix it: "}, []string{"137"},
 		},
 		{
-			"gave up", []report.Event{signal("SIGKILL"), {Name: report.EventGaveUp, Message: "still alive \x1b[31m"}}, ReasonGaveUp, "Warning",
+			"gave up", []report.Event{signal("SIGKILL"), {Name: report.EventGaveUp, Message: "still alive \x1b[31m"}}, ReasonGaveUp, "GiveUp", "Warning",
 			[]string{`still alive \x1b[31m`, "tries again later"}, nil,
 		},
 		{
-			"limit", []report.Event{{Name: report.EventSpared, Reason: string(policy.Backoff), Until: noon.Add(time.Hour)}}, ReasonSpared, "Warning",
+			"limit", []report.Event{{Name: report.EventSpared, Reason: string(policy.Backoff), Until: noon.Add(time.Hour)}}, ReasonSpared, "Spare", "Warning",
 			[]string{"until 13:00 UTC", "limit on kills"}, []string{"137"},
 		},
 	} {
@@ -82,8 +83,8 @@ func TestNotes(t *testing.T) {
 			o := ended(t, c.events...)
 			reason := reasonOf(o)
 			e := newEvent(o, "node7", reason, "")
-			if reason != c.reason || e.Type != c.typ {
-				t.Errorf("reason %s, type %s", reason, e.Type)
+			if reason != c.reason || e.Action != c.action || e.Type != c.typ {
+				t.Errorf("reason %s, action %s, type %s", reason, e.Action, e.Type)
 			}
 			for _, s := range c.want {
 				if !strings.Contains(e.Note, s) {

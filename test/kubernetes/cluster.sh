@@ -5,6 +5,7 @@
 #	cluster.sh binary           build it if need be, and print where it is
 #	cluster.sh helm             the same for helm
 #	cluster.sh cached           print where it is, or would be
+#	cluster.sh possible         whether a node can run here; if not, print why
 #	cluster.sh start DIR        API server, controllers, scheduler, kubelet, containerd
 #	cluster.sh start-api DIR PORT   etcd and API server only, on 127.0.0.1:PORT
 #	cluster.sh kubectl DIR ARGUMENT...
@@ -117,9 +118,45 @@ api() {
 	wait_for 120 "$1/kubectl" --kubeconfig "$1/pki/admin.conf" get --raw /readyz
 }
 
+# The node has a cgroup of its own, below which the kubelet makes those of its pods. In
+# cgroup v2 it asks that this one has every controller that it knows and the machine
+# has; that they stay enabled afterwards is what every container runtime leaves behind.
+cgroups() {
+	local c f
+	if [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; then
+		for c in cpu cpuset memory pids; do
+			grep -qw "$c" /sys/fs/cgroup/cgroup.controllers || { echo "cgroup v2 has no controller $c here"; return 1; }
+		done
+		for c in cpu cpuset memory pids hugetlb; do
+			grep -qw "$c" /sys/fs/cgroup/cgroup.controllers || continue
+			(echo "+$c" >/sys/fs/cgroup/cgroup.subtree_control) 2>/dev/null ||
+				{ echo "cgroup v2: the controller $c cannot be enabled below /sys/fs/cgroup; in a container, it holds the container's own processes"; return 1; }
+		done
+		mkdir -p /sys/fs/cgroup/kzr-k8s 2>/dev/null || { echo "/sys/fs/cgroup is read-only"; return 1; }
+		return
+	fi
+	for c in cpu cpuset memory pids; do
+		[ -d "/sys/fs/cgroup/$c" ] || { echo "cgroup v1 has no controller $c here"; return 1; }
+	done
+	for c in /sys/fs/cgroup/*/; do
+		mkdir -p "$c/kzr-k8s" 2>/dev/null || { echo "$c is read-only"; return 1; }
+	done
+	for f in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$f" >"/sys/fs/cgroup/cpuset/kzr-k8s/cpuset.$f"; done
+}
+
+no_cgroups() { find /sys/fs/cgroup/kzr-k8s /sys/fs/cgroup/*/kzr-k8s -depth -type d -exec rmdir {} + 2>/dev/null || true; }
+
+possible() {
+	[ "$(id -u)" = 0 ] || { echo "this needs root"; return 1; }
+	[ ! -e /var/lib/kubelet/pods ] || { echo "this machine is a Kubernetes node"; return 1; }
+	unshare -m -n true 2>/dev/null || { echo "no mount and network namespaces can be made here"; return 1; }
+	cgroups || return 1
+	rmdir /sys/fs/cgroup/kzr-k8s /sys/fs/cgroup/*/kzr-k8s 2>/dev/null || true # those of another cluster are not empty
+}
+
 # node DIR: inside its namespaces, for as long as they live.
 node() {
-	local dir=$1 f c
+	local dir=$1 f
 	mount --make-rshared /
 	for f in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
 		mkdir -p "$dir/sys/${f%/*}"
@@ -134,8 +171,7 @@ node() {
 	ip addr add 10.99.0.1/24 dev d0
 	ip link set d0 up
 	ip route add default dev d0
-	for c in /sys/fs/cgroup/*/; do mkdir -p "$c/kzr-k8s"; done
-	for f in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$f" >"/sys/fs/cgroup/cpuset/kzr-k8s/cpuset.$f"; done
+	cgroups
 	api "$dir" 10.96.0.1 443 22379
 	run "$dir" containerd containerd --config "$dir/containerd.toml"
 	wait_for 30 ctr -a "$dir/containerd.sock" version
@@ -219,7 +255,8 @@ kubectl() {
 }
 
 start() {
-	local dir=$1
+	local dir=$1 why
+	why=$(possible) || { echo >&2 "no Kubernetes node can run here: $why"; return 1; }
 	links "$dir"
 	write_config "$dir"
 	all_pki "$dir" https://10.96.0.1:443
@@ -266,7 +303,7 @@ stop() {
 		return
 	fi
 	end "$dir/hold.pid"
-	find /sys/fs/cgroup/*/kzr-k8s -depth -type d -exec rmdir {} + 2>/dev/null || true
+	no_cgroups
 	rm -rf /usr/libexec/kubernetes /var/lib/kubelet
 	rmdir /var/lib/cni/results /var/lib/cni /var/log/pods /var/log/containers 2>/dev/null || true
 	rm -rf "${dir:?}" || true
@@ -278,6 +315,7 @@ case $command in
 binary) binary ;;
 helm) helm ;;
 cached) cached ;;
+possible) possible ;;
 start) start "$@" ;;
 start-api) start_api "$@" ;;
 node) node "$@" ;;
