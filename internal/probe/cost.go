@@ -36,13 +36,13 @@ func MeasureExit(rounds int, load func()) (c Cost, err error) {
 		return c, fmt.Errorf("loading the eBPF programs: %w", err)
 	}
 	defer func() { err = errors.Join(err, o.Exit.Close(), o.Empty.Close(), o.Clone.Close()) }()
-	under := func(programs ...*ebpf.Program) error {
+	under := func(programs ...*ebpf.Program) (err error) {
 		for _, p := range programs {
-			l, err := link.AttachTracing(link.TracingOptions{Program: p})
-			if err != nil {
-				return fmt.Errorf("attaching %v: %w", p, err)
+			l, e := link.AttachTracing(link.TracingOptions{Program: p})
+			if e != nil {
+				return fmt.Errorf("attaching %v: %w", p, e)
 			}
-			defer l.Close()
+			defer func() { err = errors.Join(err, l.Close()) }()
 		}
 		load()
 		return nil
