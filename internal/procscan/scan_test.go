@@ -285,10 +285,10 @@ func TestSnapshotOfWhileSiblingsComeAndGo(t *testing.T) {
 				t.Fatal(err)
 			}
 			// Who traces it may not be known in time; but none is missing.
-			if c := snap.Parents[id]; c == nil || c.Traced+c.Unknown != 40 {
+			if c := snap.Parents[id]; c == nil || c.Traced > 40 || c.Traced+c.Unknown < 40 {
 				t.Fatalf("alone %+v, want 40 traced", c)
 			}
-			if c := of(snapshot(t, s), z.PID); c.Traced+c.Unknown != 40 {
+			if c := of(snapshot(t, s), z.PID); c.Traced > 40 || c.Traced+c.Unknown < 40 {
 				t.Fatalf("among all %+v, want 40 traced", c)
 			}
 		}
