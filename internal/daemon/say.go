@@ -63,6 +63,7 @@ func (d *Daemon) suspectWorkloads(now time.Duration) {
 		if err != nil {
 			continue
 		}
+		proc.Workload = w.Name // which one that is just ending has left already
 		d.opts.Report(report.Event{
 			Time: time.Now(), Name: report.EventSuspect, Process: &proc,
 			Zombies: w.Zombies, Reapable: w.Zombies,
