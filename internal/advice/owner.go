@@ -27,7 +27,7 @@ func Owner(d *report.Detail) []string {
 	if d.TracedZombies > 0 && d.ZombieTracer != 0 {
 		out = append(out, fmt.Sprintf("Zombies that are traced: make process %d detach or reap them.", d.ZombieTracer))
 	}
-	if d.Reapable == 0 || now != "" {
+	if d.Reapable == 0 || now != "" && !shim(d) {
 		return out // whatever it does otherwise, it does not get to it
 	}
 	switch {
