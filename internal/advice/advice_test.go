@@ -257,7 +257,7 @@ func TestExplain(t *testing.T) {
 		{"frozen", Owner, leaker(spared(policy.Frozen)), []string{"Thaw its cgroup"}, []string{"tini", "Node.js"}},
 		{"uninterruptible", Owner, leaker(inState("D")), []string{"/proc/4242/stack", "network file system"}, []string{"tini", "Node.js"}},
 		{"in vfork", Owner, leaker(inState("D"), func(d *report.Detail) { d.WChan = "kernel_clone" }), []string{"vforked child"}, []string{"tini", "Node.js", "disk"}},
-		{"a stopped shim", Owner, leaker(shimOf, inState("T")), []string{"kill -CONT 4242"}, []string{"kill -CHLD"}},
+		{"a stopped shim", Owner, leaker(shimOf, inState("T")), []string{"kill -CONT 4242", "kill -CHLD 4242", "restart the pod"}, nil},
 		{"forked all", Owner, leaker(forkedAll), []string{"Node.js reaps its children while its event loop runs"}, []string{"ENTRYPOINT", "orphans", "an init"}},
 		{"a sleep after an exec", Owner, leaker(forkedAll, exe("/bin/sleep")), []string{"do not exec sleep"}, []string{"an init"}},
 		{"crond that hangs", Owner, leaker(forkedAll, exe("/usr/sbin/crond")), []string{"it hangs"}, []string{"orphans"}},
