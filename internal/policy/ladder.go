@@ -73,9 +73,11 @@ func Ladder(f *task.Facts, m Means) []Step {
 }
 
 // Halted says whether a process runs no handler of a signal, for as long as somebody
-// else likes.
+// else likes. That nobody could tell in time who traces it is no reason to think so.
 func Halted(f *task.Facts) bool {
-	switch Deferred(f, Circumstances{}) {
+	known := *f
+	known.TracerUnknown = false
+	switch Deferred(&known, Circumstances{}) {
 	case Traced, Stopped, Frozen:
 		return true
 	}

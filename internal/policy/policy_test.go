@@ -316,6 +316,27 @@ func TestDeferredUnderPressure(t *testing.T) {
 	}
 }
 
+// SIGTERM is left out only where it is known to be in vain.
+func TestSkipsSIGTERM(t *testing.T) {
+	for name, tt := range map[string]struct {
+		facts   task.Facts
+		skipped bool
+	}{
+		"runs":                     {task.Facts{State: 'R'}, false},
+		"stopped":                  {task.Facts{State: 'T'}, true},
+		"frozen":                   {task.Facts{State: 'S', Frozen: true}, true},
+		"traced":                   {task.Facts{State: 'S', Tracer: task.ID{PID: 9}}, true},
+		"traced by who knows whom": {task.Facts{State: 't', TracerUnknown: true}, true},
+		"maybe traced":             {task.Facts{State: 'S', TracerUnknown: true}, false},
+		"maybe traced, stopped":    {task.Facts{State: 'T', TracerUnknown: true}, true},
+	} {
+		steps := Ladder(&tt.facts, Means{TermTimeout: time.Second, Pressure: true})
+		if got := steps[2].Skipped != ""; steps[2].Do != Terminate || got != tt.skipped {
+			t.Errorf("%s: %+v", name, steps[2])
+		}
+	}
+}
+
 func TestPressure(t *testing.T) {
 	tests := []struct {
 		fraction              float64
