@@ -261,6 +261,43 @@ func (t *tracee) signalOfCall() bool {
 	return code == siSeccomp || code == siUserDispatch
 }
 
+// takeUp reads the registers of a thread that has just stopped. A call that has failed
+// for that, with EINTR, is given the code with which the kernel makes it again, unless
+// it runs a handler: the signal that it may stop for has one or is ignored. (Who is
+// traced is told of ignored ones as well, SIGCHLD among them.) timeout is for how long
+// at most the call begins anew.
+func (t *tracee) takeUp(r *registers) (timeout time.Duration, refusal Refusal) {
+	size, err := t.registers(r)
+	if err != nil {
+		return 0, Vanished
+	}
+	if size != int(unsafe.Sizeof(*r)) || r.cs != userCode64 {
+		return 0, Bits32
+	}
+	if r.call() < 0 {
+		return 0, None
+	}
+	var insn [syscallInsnSize]byte
+	if !peek(t.tid, r.rip-syscallInsnSize, insn[:]) || insn != [...]byte{0x0f, 0x05} {
+		return 0, Moved
+	}
+	if r.result() != eINTR {
+		return 0, None
+	}
+	c, args := calls[r.call()], r.args()
+	if !interruptible(r.call(), args) {
+		return 0, InCall
+	}
+	r.rax = ^uint64(-eRESTARTNOHAND - 1)
+	if t.setRegisters(r) != nil {
+		return 0, Vanished
+	}
+	if c.anew != nil {
+		timeout = c.anew(args, t.timespec)
+	}
+	return timeout, None
+}
+
 // reap does one batch. What it refuses it has left as it was.
 func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64) {
 	t := &tracee{tid: p.pid}
@@ -279,43 +316,28 @@ func (w *worker) reap(p *parent, st *wireStance, out *answerMsg) (Refusal, int64
 		return Slow, 0
 	case s.gone:
 		return Vanished, 0
-	case s.bySignal():
-		t.signal = int(s.status.StopSignal())
-		return w.release(t, SignalPending), 0
-	case !s.trap():
+	case !s.bySignal() && !s.trap():
 		return w.release(t, Stopped), 0
 	}
 	defer func() { out.Stopped = int64(time.Since(stoppedAt)) }()
 
+	// At once: should the helper end now, it goes on all the same.
 	var before registers
-	size, err := t.registers(&before)
-	if err != nil {
-		return w.release(t, Vanished), 0
+	timeout, refusal := t.takeUp(&before)
+	if timeout > 0 {
+		out.Timeout = int64(timeout)
 	}
-	if size != int(unsafe.Sizeof(before)) || before.cs != userCode64 {
-		return w.release(t, Bits32), 0
+	switch {
+	case s.bySignal():
+		t.signal = int(s.status.StopSignal())
+		return w.release(t, SignalPending), 0
+	case refusal == InCall:
+		return w.release(t, refusal), before.call()
+	case refusal == None && before.call() < 0 && t.inSequence():
+		refusal = RestartableSequence
 	}
-	if before.call() >= 0 {
-		var insn [syscallInsnSize]byte
-		if !peek(t.tid, before.rip-syscallInsnSize, insn[:]) || insn != [...]byte{0x0f, 0x05} {
-			return w.release(t, Moved), 0
-		}
-		if before.result() == eINTR {
-			c, args := calls[before.call()], before.args()
-			if !interruptible(before.call(), args) {
-				return w.release(t, InCall), before.call()
-			}
-			// At once: should the helper end now, it goes on all the same.
-			before.rax = ^uint64(-eRESTARTNOHAND - 1)
-			if t.setRegisters(&before) != nil {
-				return w.release(t, Vanished), 0
-			}
-			if c.anew != nil {
-				out.Timeout = int64(c.anew(args, t.timespec))
-			}
-		}
-	} else if t.inSequence() {
-		return w.release(t, RestartableSequence), 0
+	if refusal != None {
+		return w.release(t, refusal), 0
 	}
 	if refusal := w.recheck(t, p, st); refusal != None {
 		return w.release(t, refusal), 0
@@ -441,8 +463,7 @@ func (w *worker) collect(t *tracee) {
 	}
 }
 
-// linger keeps one that did not stop, to let go of it when it does. Nothing about it
-// has been changed.
+// linger keeps one that did not stop, to let go of it when it does.
 func (w *worker) linger(t *tracee) { w.lingering = append(w.lingering, *t) }
 
 // tend looks after those.
@@ -457,6 +478,9 @@ func (w *worker) tend() {
 		default:
 			if s.bySignal() {
 				t.signal = int(s.status.StopSignal())
+			}
+			if s.bySignal() || s.trap() {
+				_, _ = t.takeUp(&registers{})
 			}
 			if ptrace(unix.PTRACE_DETACH, t.tid, 0, uintptr(t.signal)) != nil {
 				kept = append(kept, *t)

@@ -294,6 +294,8 @@ static long c_connect_tcp(void)
 	must(listen(l, 0), "listen");
 	getsockname(l, (void *)&a, &n);
 	must(connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&a, n), "connect");
+	struct pollfd queued = {.fd = l, .events = POLLIN};
+	must(poll(&queued, 1, -1), "poll"); // the queue is full only then
 	later(close(accept(l, NULL, NULL)); sleep(1));
 	int s = socket(AF_INET, SOCK_STREAM, 0);
 	ready();
