@@ -294,6 +294,9 @@ func (l *ladder) strike(ctx context.Context, sig unix.Signal) *Outcome {
 			}
 			continue
 		}
+		if ctx.Err() != nil {
+			return l.cancelled() // no kill is counted that is not done
+		}
 		if l.dryRun = l.dryRun || l.r.isDryRun(); !l.dryRun {
 			l.locked(func() { l.r.acting[l.id] = true })
 		}
