@@ -170,6 +170,7 @@ type watched struct {
 	reason    policy.Reason // last reported
 	said      map[policy.Reason]said
 	unsure    bool             // for want of a name
+	asked     bool             // its last ladder could not end it, but may still have made it reap
 	until     time.Duration    // left alone until then
 	limited   report.LimitUsed // no kill until this limit has room
 	pause     time.Duration
@@ -563,7 +564,11 @@ func (d *Daemon) sweep(ctx context.Context) {
 	began, cpu := task.Now(), task.ThreadTime()
 	crowded, skipped := d.observer.Crowded(ctx, d.least.Threshold)
 	for id, w := range d.watched {
-		if _, ok := crowded[id]; !ok && !skipped[id] && w.found.Pressure == policy.NoPressure {
+		switch _, ok := crowded[id]; {
+		case ok || skipped[id] || w.found.Pressure != policy.NoPressure:
+		case w.asked: // has it reaped, or ended?
+			w.next = last.At
+		default:
 			d.consider(ctx, id, observer.Assessment{Never: true}, last.At, nil)
 		}
 	}
@@ -663,6 +668,10 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 			w.next = task.Now() + lookAgain
 		}
 		return
+	}
+	if w != nil && w.asked && err == nil && !a.Met && a.Reapable < w.found.Reapable {
+		d.say(report.EventReaped, "", &a, fmt.Sprintf("parent reaped; %d zombies left", a.Reapable))
+		w.asked = false
 	}
 	if a.Never {
 		if w != nil && w.suspected && w.reason == "" {
@@ -785,6 +794,7 @@ func (d *Daemon) ended(out reaper.Outcome) {
 		w.limited = report.LimitUsed{Name: out.Limit.Name, Since: since, Until: out.Until}
 		w.until = now + min(time.Until(out.Until), max(w.found.Rule.Grace, blindPause))
 	}
+	w.asked = out.Tried && out.Reason == policy.Backoff
 	if out.Result == reaper.Spared {
 		w.reason = out.Reason
 		w.said[out.Reason] = said{now, w.found.Reapable}

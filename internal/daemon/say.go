@@ -13,10 +13,14 @@ import (
 
 func (d *Daemon) say(name string, reason policy.Reason, a *observer.Assessment, message string) {
 	proc := a.Process
-	d.opts.Report(report.Event{
+	e := report.Event{
 		Time: time.Now(), Name: name, Message: message, Process: &proc,
 		Zombies: a.Zombies, Reapable: a.Reapable, Oldest: a.Oldest, Rule: a.Rule.Name, Reason: string(reason),
-	})
+	}
+	if name == report.EventReaped {
+		e.By = report.ByParent
+	}
+	d.opts.Report(e)
 }
 
 // because says why a parent is not acted on.

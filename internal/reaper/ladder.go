@@ -498,7 +498,7 @@ func (l *ladder) exhausted(why *refusal) *Outcome {
 	if news {
 		l.emit(report.Event{Name: report.EventSpared, Reason: string(policy.Backoff), Message: message, Until: why.until})
 	}
-	return &Outcome{Result: Spared, Reason: policy.Backoff, Until: why.until, Limit: why.limit, Message: message}
+	return &Outcome{Result: Spared, Reason: policy.Backoff, Tried: l.tried, Until: why.until, Limit: why.limit, Message: message}
 }
 
 func (l *ladder) spared(e report.Event) *Outcome {
