@@ -229,11 +229,11 @@ func (r *checklist) mode(ctx context.Context, proc *procscan.Scanner, c config.C
 func (r *checklist) inside(ctx context.Context, c config.Config, lacks error) {
 	const what = "reaping inside"
 	switch {
+	case !asksInside(c):
+		r.pass(what, "off (configured)")
+		return
 	case c.Mode == config.ModeProc:
 		r.note(what, "not available: %s", nodeview.NeedsEBPF)
-		return
-	case !wantsInside(c):
-		r.pass(what, "off (configured)")
 		return
 	case lacks != nil:
 		r.note(what, "not available: %v", lacks)

@@ -52,7 +52,7 @@ func TestExplainByKind(t *testing.T) {
 		{"a dead leader", "fork=pidns,proc { name=parent leak=60 deadleader serve } serve", "parent",
 			[]string{"Its main thread has exited, which is why ps shows it as a zombie; 1 other thread is still running", "It has 60 zombies that it could reap"}, []string{"is a zombie. Its parent"}},
 		{"a sleep as pid 1", "fork=pidns,proc { name=parent leak=60 serve } serve", "parent",
-			[]string{"host node-17", "reaping inside it those that are adopted", "(sleep) is pid 1 of", "sleep never waits for children", "SIGTERM (the kernel drops it", "The container ends"}, nil},
+			[]string{"host node-17", "reaping its adopted zombies inside it", "(sleep) is pid 1 of", "sleep never waits for children", "SIGTERM (the kernel drops it", "The container ends"}, nil},
 		{"an init that takes others along", "fork=pidns,proc { name=parent leak=60 fork { serve } fork { serve } serve } serve", "parent",
 			[]string{"2 other processes of its container end with it", "The container ends"}, []string{"another parent"}},
 		{"a worker that leaves orphans", "fork=pidns,proc { chld=reap fork { name=parent leak=60 fork { serve } serve } serve } serve", "parent",

@@ -191,7 +191,7 @@ func TestExplain(t *testing.T) {
 		}), []string{"Skipped: reaping inside it (its seccomp filter forbids wait4)"}, []string{"reaping the 58"}},
 		{"reaped twice", plan, leaker(adopted, func(d *report.Detail) { d.ReapInside = &report.ReapInside{Possible: true, Times: 2} }), []string{"2 times already", "owner should be told"}, nil},
 		{"all of them", plan, leaker(func(d *report.Detail) { d.Reap = "all" }), []string{"reaping the 60 zombies inside it", "takes the exit statuses of its own children too"}, []string{"adopted"}},
-		{"what only a daemon knows", with(Settings{Observe: true}), leaker(adopted), []string{"reaping inside it those that are adopted, if any are and the kernel allows it"}, []string{"Skipped: reaping", "58"}},
+		{"what only a daemon knows", with(Settings{Observe: true}), leaker(adopted), []string{"reaping its adopted zombies inside it, if it has any and the kernel allows it"}, []string{"Skipped: reaping", "58"}},
 		{"pid 1 with a handler gets TERM", plan, leaker(func(d *report.Detail) { d.Signals.Term = "caught" }), []string{"SIGTERM, then 10s to exit; SIGKILL."}, []string{"SIGTERM (the kernel"}},
 		{"not pid 1", plan, leaker(inside), []string{"SIGTERM, then 10s"}, []string{"SIGTERM ("}},
 		{"rule", plan, leaker(func(d *report.Detail) { d.Rule = "tenants" }), []string{"Rule tenants: at least"}, nil},

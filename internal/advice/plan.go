@@ -186,7 +186,7 @@ func ladder(d *report.Detail, setting Settings) string {
 				name = fmt.Sprintf("reaping the %s inside it, which does not end it but takes the exit statuses of its own children too",
 					plural(d.Reapable, "zombie", "zombies"))
 			case setting.Observe: // only a daemon sees which are
-				name = "reaping inside it those that are adopted, if any are and the kernel allows it, which does not end it"
+				name = "reaping its adopted zombies inside it, if it has any and the kernel allows it, which does not end it"
 			default:
 				name = fmt.Sprintf("reaping the %s inside it, which does not end it", plural(d.Adopted, "adopted zombie", "adopted zombies"))
 			}

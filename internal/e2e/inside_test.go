@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -58,13 +59,24 @@ func TestScenario56Adopted(t *testing.T) {
 	insideWorks(t)
 	t.Parallel()
 	const seconds = 10 // that each of them lives
+	goSleeps, classes := t.TempDir()+"/go-sleeps", t.TempDir()
+	for _, argv := range [][]string{
+		{"go", "build", "-o", goSleeps, "testdata/sleeps.go"},
+		{"javac", "-d", classes, "testdata/Sleeps.java"},
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
 	for name, args := range map[string][]string{
 		"sleep":   {strconv.Itoa(seconds)},
 		"tail":    {"--follow", "/dev/null"},
 		"python3": {"-c", fmt.Sprintf("import time; time.sleep(%d)", seconds)},
 		"node":    {"-e", fmt.Sprintf("setInterval(() => {}, 20); setTimeout(() => process.exit(0), %d)", seconds*1000)},
+		"java":    {"-Xmx64m", "-cp", classes, "Sleeps", strconv.Itoa(seconds)},
+		goSleeps:  {strconv.Itoa(seconds)},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(filepath.Base(name), func(t *testing.T) {
 			t.Parallel()
 			program, err := exec.LookPath(name)
 			if err != nil {

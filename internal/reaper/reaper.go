@@ -161,7 +161,7 @@ type Outcome struct {
 	Limit Limit // with that reason: which one it is
 	// Message says what was reported last, in words.
 	Message string
-	Tried   bool // of GaveUp: a signal was sent, or refused; else it could not be looked at
+	Tried   bool // of Spared and GaveUp: a signal was sent, or refused; else it could not be looked at
 }
 
 // Status is what a running ladder is held up by.
