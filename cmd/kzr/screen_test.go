@@ -141,6 +141,7 @@ func TestTopOnARealTerminal(t *testing.T) {
 		shows []string
 	}{
 		{80, 24, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "? help", "kzr only looks and does not act"}},
+		{120, 36, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "? help", alone}},
 		{200, 60, []string{"ZOMBIES", "OLDEST", "Events", "Tasks", "UID", "rule: 50 zombies for 1h00m", alone}},
 		{40, 10, []string{"ZOMBIES", "VERDICT", "? help", "no daemon"}},
 	} {

@@ -160,6 +160,40 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 }
 
+// BenchmarkScanCommand sets the command `kzr scan` as a whole, from its start to its
+// end, beside the script and beside a bare ps: the medians of rounds in turns. "ps-x"
+// and "script-x" say how many times faster it is.
+func BenchmarkScanCommand(b *testing.B) {
+	bin := build(b)
+	for _, n := range []int{0, 1_000, 20_000, 100_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			makeRoom(b, n)
+			z := zoo.Start(b, "leak=%d,async serve", n)
+			zoo.Within(b, soon, "all dead", func() bool { return z.Zombies() == n })
+			times := map[string][]float64{}
+			for range b.N * 15 {
+				for name, argv := range map[string][]string{
+					"kzr":    {bin, "scan", "--socket", ""},
+					"ps":     {"ps", "-eo", "pid,ppid,stat,cmd"},
+					"script": {"sh", "-c", script},
+				} {
+					began := time.Now()
+					out, err := exec.CommandContext(b.Context(), argv[0], argv[1:]...).Output()
+					if err != nil || n > 0 && len(out) == 0 {
+						b.Fatalf("%v: %d bytes, %v", argv, len(out), err)
+					}
+					times[name] = append(times[name], ms(time.Since(began)))
+				}
+			}
+			kzr := median(times["kzr"])
+			b.ReportMetric(kzr, "kzr-ms")
+			b.ReportMetric(median(times["ps"])/kzr, "ps-x")
+			b.ReportMetric(median(times["script"])/kzr, "script-x")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
 // BenchmarkRuleToSignal starts leakers one after the other and takes the time
 // from the moment that each meets the rule, a grace after its last child died,
 // to the SIGCHLD in kzr's log.
@@ -233,6 +267,17 @@ func median(xs []float64) float64 {
 	return xs[len(xs)/2]
 }
 
+func build(b *testing.B) string {
+	b.Helper()
+	bin := filepath.Join(b.TempDir(), "kzr")
+	build := exec.CommandContext(b.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", bin, "kzr/cmd/kzr")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	return bin
+}
+
 func best(d *time.Duration, f func()) {
 	begin := time.Now()
 	f()
@@ -295,17 +340,11 @@ type event struct {
 
 func start(b *testing.B, args ...string) *kzr {
 	b.Helper()
-	bin := filepath.Join(b.TempDir(), "kzr")
-	build := exec.CommandContext(b.Context(), "go", "build", "-buildvcs=false", "-o", bin, "kzr/cmd/kzr")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
 	args = append([]string{"run", "--socket", "", "--log-format", "json"}, args...)
 	if !slices.Contains(args, "--config") {
 		args = append(args, "--dry-run")
 	}
-	cmd := exec.Command(bin, args...)
+	cmd := exec.Command(build(b), args...)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		b.Fatal(err)
