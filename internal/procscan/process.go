@@ -111,6 +111,9 @@ func readOn[T any](ctx context.Context, pool *readers.Pool, p *process, key stri
 	})
 	if err != nil && begun.CompareAndSwap(false, true) {
 		p.release()
+		if errors.Is(err, readers.ErrLate) {
+			err = readers.ErrBusy // it will not be begun: there is no answer to wait for
+		}
 	}
 	return v, err
 }
