@@ -91,6 +91,21 @@ func TestScenario48Groups(t *testing.T) {
 	}
 }
 
+// Nor is it a shield for the leaker itself, though who traces it is known late only.
+func TestScenario48GroupsAreNoShield(t *testing.T) {
+	inBothModes(t, func(t *testing.T, mode string) {
+		s := newSite(t)
+		k := s.start(mode, "--per-workload-kills=100")
+		c := newTenant(t)
+		z := zoo.Start(t, "cgroup=%s fork=pidns,proc { name=init exec=%s chld=reap groups=65536 fork=times=5 { term=ignore leak=20 serve } serve } serve", c.Dir, s.exe)
+		init := z.Named("init")
+		for _, pid := range zoo.Children(init.PID) {
+			k.saw(pid, "terminated")
+		}
+		alive(t, init)
+	})
+}
+
 // A hundred thousand zombies that nobody may do anything about stand on the node for
 // good.
 func TestScenario54ManyOfOthers(t *testing.T) {

@@ -338,6 +338,8 @@ func Detail(a *Assessment) string {
 		return fmt.Sprintf("waiting for child %d", a.Process.Waits.PID)
 	case a.Reason == policy.Traced && a.Process.Tracer.PID != 0:
 		return fmt.Sprintf("traced by %d", a.Process.Tracer.PID)
+	case a.Reason == policy.Traced && a.Process.TracerUnknown:
+		return "or may be: its status in /proc did not answer in time"
 	case a.Reason == policy.Foreign:
 		return fmt.Sprintf("%d zombies were put on it by a process that may not signal it", a.Foreign)
 	}
