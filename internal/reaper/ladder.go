@@ -184,7 +184,6 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 		case reason == policy.Traced && l.seen.Process.Tracer.PID == 0 && unknown < unknownTracer && l.status.Reason != reason:
 			// Nobody could tell in time, as on a busy machine. That is no news yet.
 			unknown++
-			waited = true
 			out = l.wait(ctx, l.r.timing.look)
 		default:
 			waited = true
