@@ -183,6 +183,10 @@ func (s *service) stopWhenReplaced(ctx context.Context, stop func(), api net.Lis
 // kzr may take 64 MiB; the rest is for the program itself and its stacks.
 const memoryLimit = 40 << 20
 
+// gcPercent is half of Go's usual: with 60,000 zombies in mode proc 3 MiB less at the
+// peak, and no CPU time that could be measured.
+const gcPercent = 50
+
 // reapEarly reaps what fell to kzr before it ignored SIGCHLD: where it is the first
 // process of a container, what the helper tried itself on.
 func reapEarly() {
@@ -245,6 +249,9 @@ func (s *service) watchHelper(ctx context.Context, helper *reapinside.Helper) {
 func settle() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	daemon.Settle()
 	footprint.GiveBack() // the kernel's types, needed to load the programs, are most of the heap

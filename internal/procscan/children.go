@@ -110,33 +110,40 @@ func (s *Scanner) zombiesOf(f *family) ([]record, error) {
 	if w.known == nil || f.start >= w.known.tick || errors.Is(err, errMany) && len(before) < familyMax/2 {
 		return nil, err
 	}
+	still := before[:0]
 	for _, was := range before {
 		r, err := w.look(was.pid())
 		switch {
 		case err == nil && r.id == was.id && r.parent() == f.pid:
-			listed = append(listed, r)
+			still = append(still, r)
 		case err != nil && !gone(err):
 			return nil, fmt.Errorf("child %d: %w", was.pid(), err)
 		}
 	}
+	listed = append(still, listed...)
 	slices.SortFunc(listed, func(a, b record) int { return a.compare(b.id) })
 	return slices.CompactFunc(listed, func(a, b record) bool { return a.id == b.id }), nil
 }
 
-// of lists the zombies of one parent, but for leaders.
+// of lists the zombies of one parent, but for leaders, in a list of its own.
 func (c *census) of(parent uint32) []record {
 	if c == nil {
 		return nil
 	}
-	var list []record
-	for _, run := range c.runs {
-		for _, r := range run {
-			if r.parent() == parent && r.kind() != leader {
-				list = append(list, r)
+	of := func(yield func(record) bool) {
+		for _, run := range c.runs {
+			for _, r := range run {
+				if r.parent() == parent && r.kind() != leader && !yield(r) {
+					return
+				}
 			}
 		}
 	}
-	return list
+	n := 0
+	for range of {
+		n++
+	}
+	return slices.AppendSeq(make([]record, 0, n), of)
 }
 
 // sort fills in a family's children from its zombies, and what it traces.
@@ -145,6 +152,7 @@ func (s *Scanner) sort(ctx context.Context, f *family, zombies []record) error {
 	defer runtime.UnlockOSThread()
 	w := s.newWorker()
 	q := s.newInquiry()
+	f.zombies = len(zombies)
 	var questions []question
 	for i := range zombies {
 		switch {
