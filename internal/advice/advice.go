@@ -404,6 +404,8 @@ func halted(d *report.Detail) string {
 	case d.WaitsFor != nil:
 		return fmt.Sprintf("It is waiting for one particular child, process %s, and does not look at the others until that one exits. "+
 			"This is normal for a program that waits for its children in turn.", named(*d.WaitsFor))
+	case d.Reason == string(policy.Waiting):
+		return "It is waiting for one of its children, or may be: /proc does not say for which. It does not look at the others until that one exits."
 	}
 	return ""
 }

@@ -93,6 +93,8 @@ func ownerOfHalted(d *report.Detail) string {
 			"It can reap once that is over.", d.PID)
 	case d.WaitsFor != nil:
 		return fmt.Sprintf("Usually nothing: it reaps once process %d exits. If that one hangs, end it.", d.WaitsFor.PID)
+	case d.Reason == string(policy.Waiting):
+		return "Usually nothing: it reaps once the child that it waits for exits. If none does, see which of them hangs."
 	}
 	return ""
 }

@@ -240,19 +240,32 @@ func TestScenario46WaitsForOne(t *testing.T) {
 	})
 }
 
-// The system call of somebody else than root is not for kzr to read in /proc.
-// What was deferred because it waits for one child is acted on when that has ended
-// and it reaps nobody after all.
+// The system call of somebody else than root is not for kzr to read in /proc, so there
+// it does not say for which child. What was deferred because it waits for one is acted
+// on when that has ended and it reaps nobody after all.
 func TestScenario46WaitedInVain(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode string) {
 		s := newSite(t)
-		k := s.start(mode)
-		z := zoo.Start(t, "in=pidns,proc exec=%s chld=reap fork { name=job uid=65534 exec=%s leak=20 fork { name=last serve } serve } serve", s.exe, s.exe)
-		job := z.Named("job")
+		k := s.start(mode, s.socket())
+		z := zoo.Start(t, `in=pidns,proc exec=%s chld=reap fork { name=job uid=65534 exec=%s leak=20
+			fork { name=first serve } fork { name=last serve } serve } serve`, s.exe, s.exe)
+		job, last := z.Named("job"), z.Named("last")
 		job.Do("await")
 		k.saw(job.PID, "spared waiting")
 		k.never(0, "a signal", anySignal(job.PID))
-		z.Named("last").Do("exit")
+		want := fmt.Sprintf("waiting for one particular child, process %d ", last.PID)
+		d := s.detail(job.PID)
+		switch named := mode != "--mode=proc"; {
+		case named && (d.WaitsFor == nil || d.WaitsFor.PID != last.PID), !named && d.WaitsFor != nil:
+			t.Errorf("whom it waits for: %+v", d.WaitsFor)
+		case !named:
+			want = "waiting for one of its children, or may be"
+		}
+		r := run(t, "", "explain", "--config="+s.config, mode, s.socket(), fmt.Sprint(job.PID))
+		if !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), want) {
+			t.Errorf("explain does not say %q: %s%s", want, r.stdout, r.stderr)
+		}
+		last.Do("exit")
 		k.saw(job.PID, "terminated")
 	})
 }

@@ -13,9 +13,13 @@ import (
 // waitersMax is how many threads of a process are asked what they wait for.
 const waitersMax = 256
 
+// errUnnamed says that a thread waits for a child and cannot be asked for which. The
+// zombies are not it, or it would have got one.
+var errUnnamed = errors.New("it waits for one that is not known")
+
 // waits returns a child, alive, that a thread of the process waits for, and nothing but
-// that child; zero if there is none, another thread waits for any, or it cannot be
-// known. It is to be called on a thread of the pool.
+// that child; zero if there is none or another thread waits for any. It is to be called
+// on a thread of the pool.
 func (p *process) waits(nspid []int) (task.ID, error) {
 	w := p.s.newWorker()
 	threads, err := w.listThreads(uint32(p.pid))
@@ -32,7 +36,7 @@ func (p *process) waits(nspid []int) (task.ID, error) {
 		case denied(err):
 			// Its owner's alone (mode 0400), which takes more than CAP_SYS_PTRACE.
 			if text, err := readAll(p.dir, dir+"wchan", 64); err == nil && strings.HasSuffix(string(text), "do_wait") {
-				return p.anyLiveChild(w)
+				return task.ID{}, errUnnamed
 			}
 			continue
 		case err != nil:
@@ -59,22 +63,6 @@ func (p *process) waits(nspid []int) (task.ID, error) {
 		return task.ID{}, nil
 	}
 	return p.s.liveChild(p.pid, child)
-}
-
-// anyLiveChild stands for the child that a thread sleeps in wait for where nobody says
-// which: who has zombies and sleeps there waits for none of those, as it would have got
-// it. It is the first child that lives.
-func (p *process) anyLiveChild(w *worker) (task.ID, error) {
-	pids, err := w.listChildren(uint32(p.pid))
-	if err != nil && !errors.Is(err, errUnsure) {
-		return task.ID{}, nil
-	}
-	for _, pid := range pids {
-		if id, err := p.s.liveChild(p.pid, int(pid)); err != nil || id != (task.ID{}) {
-			return id, err
-		}
-	}
-	return task.ID{}, nil
 }
 
 // call is what a thread that waits for a child waits for.

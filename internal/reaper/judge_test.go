@@ -26,6 +26,7 @@ type procJudge struct {
 	grace       time.Duration
 	nudge, term time.Duration
 	reason      policy.Reason   // said of everybody, if not empty
+	unknown     task.Facts      // what of those nobody can tell
 	pressure    policy.Pressure // said of everybody
 	adopted     bool            // all zombies are
 	reap        config.Reap
@@ -97,7 +98,9 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 		}
 	}
 	look.Met = len(look.Old) >= j.threshold
-	if reason := policy.Deferred(&process.Facts, policy.Circumstances{}); j.pressure == policy.NoPressure || reason == policy.Dying {
+	look.Process.TracerUnknown = process.TracerUnknown || j.unknown.TracerUnknown
+	look.Process.WaitsUnknown = process.WaitsUnknown || j.unknown.WaitsUnknown
+	if reason := policy.Deferred(&look.Process.Facts, policy.Circumstances{}); j.pressure == policy.NoPressure || reason == policy.Dying {
 		look.Reason = reason
 	}
 	if j.reason != "" {

@@ -181,7 +181,7 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 			// Any process is so for moments, as one that reads a disk or is being frozen.
 			twice = true
 			out = l.wait(ctx, 10*time.Millisecond)
-		case reason == policy.Traced && l.seen.Process.Tracer.PID == 0 && unknown < unknownTracer && l.status.Reason != reason:
+		case vague(reason, &l.seen.Process.Facts) && unknown < vagueLooks && l.status.Reason != reason:
 			// Nobody could tell in time, as on a busy machine. That is no news yet.
 			unknown++
 			out = l.wait(ctx, l.r.timing.look)
@@ -205,9 +205,13 @@ const stale = time.Second
 // fresh says that what was seen last still holds.
 func (l *ladder) fresh() bool { return !l.sure.IsZero() && time.Since(l.sure) < stale }
 
-// unknownTracer is how many looks may fail to tell whether there is a tracer before
-// that is said.
-const unknownTracer = 5
+// vagueLooks is how many looks may fail to tell before that is said.
+const vagueLooks = 5
+
+// vague says that the reason may be none: nobody could tell.
+func vague(reason policy.Reason, f *task.Facts) bool {
+	return reason == policy.Traced && f.Tracer.PID == 0 || reason == policy.Waiting && f.WaitsUnknown
+}
 
 // look looks at the parent and then at the pidfd, which makes certain that what
 // was seen was the parent (see ladder). It returns why no signal may be sent,

@@ -374,21 +374,25 @@ func TestStandsStill(t *testing.T) {
 	}
 }
 
-// Where who traces a parent is known at every second look only, as of one whose status
-// file is slow to read, each wait for the answer is no reason to wait for anything else.
-func TestTracerKnownAtEverySecondLook(t *testing.T) {
-	z := zoo.Start(t, "leak=5 chld=count term=ignore serve")
-	judge := newJudge(t)
-	judge.after = func(id task.ID) {
-		if judge.reason = ""; judge.looks[id]%2 == 1 {
-			judge.reason = policy.Traced
-		}
+// Where who traces a parent, or for whom it waits, is known at every second look only, as
+// of one whose status file is slow to read, each wait for the answer is no reason to wait for anything else.
+func TestKnownAtEverySecondLook(t *testing.T) {
+	for reason, unknown := range map[policy.Reason]task.Facts{policy.Traced: {TracerUnknown: true}, policy.Waiting: {WaitsUnknown: true}} {
+		t.Run(string(reason), func(t *testing.T) {
+			z := zoo.Start(t, "leak=5 chld=count term=ignore serve")
+			judge := newJudge(t)
+			judge.after = func(id task.ID) {
+				if judge.unknown = (task.Facts{}); judge.looks[id]%2 == 1 {
+					judge.unknown = unknown
+				}
+			}
+			r := newRig(t, judge, plenty)
+			if out := r.outcome(r.act(z.Proc)); out.Result != Terminated {
+				t.Errorf("outcome %+v", out)
+			}
+			r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
+		})
 	}
-	r := newRig(t, judge, plenty)
-	if out := r.outcome(r.act(z.Proc)); out.Result != Terminated {
-		t.Errorf("outcome %+v", out)
-	}
-	r.wantStory(z.PID, "signal SIGCHLD", "signal SIGTERM", "signal SIGKILL", "terminated")
 }
 
 // One that has not reaped is not said to have, only because the rule asks for more

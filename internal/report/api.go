@@ -90,8 +90,9 @@ type Detail struct {
 	LeaderDead    bool   `json:"leaderDead"` // its main thread has exited and others live on: ps shows it as Z
 	Exiting       bool   `json:"exiting"`    // it is dying, and something holds its end up
 	Subreaper     bool   `json:"subreaper"`  // it adopts the orphans below it
-	// WaitsFor is the one live child whose end it waits for in the kernel, null if
-	// there is none: it will reap the others after.
+	// WaitsFor is the one live child whose end it waits for in the kernel: it will reap
+	// the others after. Null if there is none, or if its Reason is waiting and /proc does
+	// not say for which.
 	WaitsFor *Relative `json:"waitsFor"`
 	// BlockedBy are, of a container's init that is dying, those whose dead children or
 	// tracees in that pid namespace it has to wait for; never null.

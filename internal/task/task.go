@@ -207,6 +207,9 @@ type Facts struct {
 	// nothing but that child: it will reap the others after. Zero if there is none, or
 	// if another thread waits for any child.
 	Waits ID
+	// WaitsUnknown says that it may wait so and that /proc does not tell for whom: it
+	// is another user's, or it did not answer in time.
+	WaitsUnknown bool
 	// NSPID is its pid in each pid namespace from kzr's inwards. See NamespaceInit
 	// and ContainerInit.
 	NSPID []int
