@@ -670,7 +670,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 		return
 	}
 	if w != nil && w.asked && err == nil && !a.Met && a.Reapable < w.found.Reapable {
-		d.say(report.EventReaped, "", &a, fmt.Sprintf("parent reaped; %d zombies left", a.Reapable))
+		d.say(report.Event{Name: report.EventReaped, By: report.ByParent, Message: fmt.Sprintf("parent reaped; %d zombies left", a.Reapable)}, &a)
 		w.asked = false
 	}
 	if a.Never {
@@ -707,7 +707,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 			w.suspected = true
 			w.sample = slices.Clone(zombies[:min(len(zombies), sampled)])
 			if left := (a.Due - now).Round(100 * time.Millisecond); left > 0 { // else it is news in a moment
-				d.say(report.EventSuspect, "", &a, fmt.Sprintf("parent is not reaping; eligible in %s", left))
+				d.say(report.Event{Name: report.EventSuspect, Message: fmt.Sprintf("parent is not reaping; eligible in %s", left)}, &a)
 			}
 		}
 	case a.Verdict == policy.Target && now < w.until:
@@ -722,7 +722,7 @@ func (d *Daemon) consider(ctx context.Context, id task.ID, a observer.Assessment
 	default:
 		if w.said[a.Reason].due(a.Reapable, now) || a.Rule.Unsure != w.unsure {
 			w.said[a.Reason] = said{now, a.Reapable}
-			d.say(report.EventSpared, a.Reason, &a, because(&a))
+			d.say(report.Event{Name: report.EventSpared, Reason: string(a.Reason), Message: because(&a)}, &a)
 		}
 		w.reason, w.unsure = a.Reason, a.Rule.Unsure
 		if policy.Deferred(facts, policy.Circumstances{Foreign: a.Reason == policy.Foreign}) == a.Reason {
@@ -738,11 +738,11 @@ const sampled = 64
 func (d *Daemon) recovered(w *watched) {
 	for id, n := range d.observer.HeldBy(w.sample) {
 		if id != w.found.Process.ID && n > len(w.sample)/2 {
-			d.say(report.EventSuspect, "", &w.found, fmt.Sprintf("parent ended and its zombies moved to pid %d, which has not reaped them", id.PID))
+			d.say(report.Event{Name: report.EventSuspect, Message: fmt.Sprintf("parent ended and its zombies moved to pid %d, which has not reaped them", id.PID)}, &w.found)
 			return
 		}
 	}
-	d.say(report.EventSpared, policy.Recovered, &w.found, "no longer a suspect: it has reaped or exited")
+	d.say(report.Event{Name: report.EventSpared, Reason: string(policy.Recovered), Message: "no longer a suspect: it has reaped or exited"}, &w.found)
 }
 
 // act starts a ladder, unless this daemon only looks.

@@ -11,15 +11,11 @@ import (
 	"kzr/internal/task"
 )
 
-func (d *Daemon) say(name string, reason policy.Reason, a *observer.Assessment, message string) {
+// say reports an event of a parent, with what was found of it.
+func (d *Daemon) say(e report.Event, a *observer.Assessment) {
 	proc := a.Process
-	e := report.Event{
-		Time: time.Now(), Name: name, Message: message, Process: &proc,
-		Zombies: a.Zombies, Reapable: a.Reapable, Oldest: a.Oldest, Rule: a.Rule.Name, Reason: string(reason),
-	}
-	if name == report.EventReaped {
-		e.By = report.ByParent
-	}
+	e.Time, e.Process = time.Now(), &proc
+	e.Zombies, e.Reapable, e.Oldest, e.Rule = a.Zombies, a.Reapable, a.Oldest, a.Rule.Name
 	d.opts.Report(e)
 }
 

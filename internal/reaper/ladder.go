@@ -466,12 +466,12 @@ func (l *ladder) dropped(reason policy.Reason) *Outcome {
 // reapedEvent tells of a parent that lives on.
 func (l *ladder) reapedEvent() report.Event {
 	e := report.Event{
-		Name: report.EventReaped, By: "parent",
+		Name: report.EventReaped, By: report.ByParent,
 		Message: fmt.Sprintf("parent reaped after SIGCHLD; %d zombies left", l.seen.Reapable),
 	}
 	switch {
 	case l.inside.Reaped > 0:
-		e.By, e.Reaped, e.Stopped = "kzr", l.inside.Reaped, l.inside.Stopped
+		e.By, e.Reaped, e.Stopped = report.ByKzr, l.inside.Reaped, l.inside.Stopped
 		e.Message = fmt.Sprintf("reaped %d zombies inside it (paused for at most %s); %d left",
 			l.inside.Reaped, l.inside.Stopped.Round(100*time.Microsecond), l.seen.Reapable)
 	case l.lethal != 0:

@@ -2,7 +2,6 @@ package report
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
@@ -112,7 +111,7 @@ func (m *Metrics) Observe(e Event) {
 			m.override.Inc()
 		}
 	case EventReaped:
-		m.reaped.WithLabelValues(cmp.Or(e.By, ByParent)).Inc()
+		m.reaped.WithLabelValues(e.By).Inc()
 	case EventSpared:
 		m.spared.WithLabelValues(e.Reason).Inc()
 	}
