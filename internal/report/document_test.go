@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 
+	"kzr/internal/policy"
 	"kzr/internal/task"
 )
 
@@ -332,6 +334,25 @@ func TestTable(t *testing.T) {
 	}
 	if got := tableOf(t, 80); got != "node1: 0 zombies under 0 parents, 4000 tasks (proc)\n" {
 		t.Errorf("nothing to show: %q", got)
+	}
+}
+
+// What README shows comes out of the program like that, beside a running daemon.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Document{Host: "node7", Source: task.SourceBPF, Tasks: 412, Zombies: 60, Parents: []Parent{{
+		PID: 3775, Container: &task.Container{Namespace: "shop", Pod: "web-6c9f-x2k", Name: "app"}, Cmdline: []string{"node", "server.js"},
+		Zombies: 60, Reapable: 60, OldestSeconds: new(float64(64)), Verdict: string(policy.Acting),
+	}}}
+	var b strings.Builder
+	if err := WriteTable(&b, d, 80, false); err != nil {
+		t.Fatal(err)
+	}
+	if want := "```console\n$ kzr scan\n" + b.String() + "```\n"; !strings.Contains(string(readme), want) {
+		t.Errorf("README does not have\n%s", want)
 	}
 }
 
