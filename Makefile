@@ -136,9 +136,9 @@ lint: $(lint) ## gofmt, golangci-lint, shellcheck
 	shellcheck .ci/run deploy/*.sh deploy/*/*.sh deploy/kubernetes/image/*.sh test/kubernetes/*.sh deploy/package/{postinst,prerm,postrm} bpf/headers/update.sh
 
 .PHONY: bench
-bench: ## kzr's costs as ratios, side by side in one run; one of them: BENCH=Name
-	$(need) root cc ps
-	CGO_ENABLED=0 go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 30m -p 1 ./...
+bench: ## kzr beside what else there is: docs/BENCHMARKS.md; one: BENCH=Name; a try: ARGS=--quick
+	$(need) root cc ps forkstat exitsnoop bpftrace
+	deploy/dev/bench.sh $(ARGS) $(BENCH)
 
 .PHONY: man
 man: ## dist/man, from the help and from deploy/kzr.yaml

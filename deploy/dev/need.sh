@@ -23,6 +23,7 @@ packages() {
 	aarch64-linux-gnu-gcc) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
 	readelf) echo binutils ;;
 	ip) echo iproute2 ;;
+	exitsnoop) echo libbpf-tools ;;
 	promtool) echo prometheus ;;
 	ansible-playbook) echo ansible-core ;;
 	*) echo "$1" ;;

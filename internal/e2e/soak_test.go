@@ -27,6 +27,7 @@ const (
 	soakTerm      = 600 * time.Millisecond
 	soakSlack     = 20 * time.Second
 	soakWorkers   = 12
+	soakKills     = 3 // that its workload may lose
 )
 
 // A conduct is what one process of the soak does, and what has to become of it.
@@ -146,6 +147,23 @@ var conducts = []conduct{
 		return false
 	}},
 
+	{name: "restarts into its leak", root: true, boxed: true, script: func(c *soakCase) string {
+		return "respawn { " + c.one("", "term=ignore ") + c.leak("") + " serve }"
+	}, then: func(c *soakCase, _ *zoo.Zoo, p *zoo.Proc) bool {
+		inBox := func(fits func(event) bool) int {
+			return len(c.k.all(func(e event) bool { return e.ContainerID == c.box.id && fits(e) }))
+		}
+		ended := func(e event) bool { return e.Event == "terminated" }
+		zoo.Within(c.t, soakKills*(soakGrace+soakNudge+soakTerm)+soakSlack+patience, "its limit is used up", func() bool {
+			return inBox(func(e event) bool { return e.String() == "spared backoff" }) > 0
+		})
+		c.live(p, "restarting its child")
+		if n := inBox(ended); n != soakKills {
+			c.fatalf("%d were ended where %d may be", n, soakKills)
+		}
+		return false
+	}},
+
 	{name: "children with dead leaders", script: says(strings.Repeat("fork { deadleader serve } ", 12))},
 
 	{name: "stopped", script: func(c *soakCase) string { return c.leak("") }, then: func(c *soakCase, _ *zoo.Zoo, p *zoo.Proc) bool {
@@ -190,7 +208,7 @@ type soak struct {
 	site    *site
 	k       *daemon
 	seed    uint64
-	groups  chan *zoo.Cgroup
+	mode    string
 	outside *zoo.Cgroup // another's container
 	inside  bool        // kzr can reap inside a parent
 
@@ -256,8 +274,7 @@ func (c *soakCase) ended(p *zoo.Proc, what string, due time.Time) {
 
 // run makes the tree, waits and judges.
 func (c *soakCase) run() {
-	group := <-c.groups
-	c.t.Cleanup(func() { c.groups <- group }) // after the zoo's
+	group := workloads(c.t, fmt.Sprintf("soak%s-%d", c.mode, c.number), 1)[0]
 	act := conducts[c.number%len(conducts)]
 
 	// The actor: what it is, then what it does.
@@ -415,15 +432,11 @@ func soakFor(t *testing.T, mode string, duration time.Duration, seed uint64, onl
 	if only >= 0 {
 		workers = 1
 	}
-	run := &soak{site: s, seed: seed, inside: mode == "--mode=ebpf" && runtime.GOARCH == "amd64", groups: make(chan *zoo.Cgroup, workers), seen: map[string]int{}}
-	groups := workloads(t, "soak"+mode, workers+1)
-	run.outside = groups[workers]
-	for _, g := range groups[:workers] {
-		run.groups <- g
-	}
+	run := &soak{site: s, seed: seed, mode: mode, inside: mode == "--mode=ebpf" && runtime.GOARCH == "amd64", seen: map[string]int{}}
+	run.outside = workloads(t, "soak"+mode, 1)[0]
 	k := s.start(mode, "--scope=all", "--threshold="+strconv.Itoa(soakThreshold), "--grace="+soakGrace.String(),
 		"--nudge="+soakNudge.String(), "--term-timeout="+soakTerm.String(), "--sweep-interval=2s",
-		"--kills-per-minute=100000", "--per-workload-kills=100000", "--pressure=0.85", s.socket())
+		"--kills-per-minute=100000", fmt.Sprintf("--per-workload-kills=%d", soakKills), "--pressure=0.85", s.socket())
 	run.k = k
 	before := k.usage()
 

@@ -698,7 +698,7 @@ func TestPidOfChoice(t *testing.T) {
 
 func TestBench(t *testing.T) {
 	z := zoo.Start(t, "serve")
-	for _, what := range []string{"vfork", "exec"} {
+	for _, what := range []string{"vfork", "exec", "thread"} {
 		if ns := number(t, z.Do("bench=%s,50", what)); ns < 1000 || ns > 1e9 {
 			t.Errorf("%s: %d ns", what, ns)
 		}

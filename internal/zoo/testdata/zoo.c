@@ -1562,16 +1562,23 @@ static void do_watches(struct step *s)
 
 // ---- The rest ---------------------------------------------------------------------
 
-// bench=vfork|exec,N: nanoseconds for one child made and reaped.
+static void *no_thread(void *arg) { return arg; }
+
+// bench=vfork|exec|thread,N: nanoseconds for one child made and reaped, or thread made
+// and joined.
 static void do_bench(struct step *s)
 {
 	long n = number(s, arg(s, 1));
-	bool exec = is(s, "exec");
+	bool exec = is(s, "exec"), thread = is(s, "thread");
 	int64_t start = now_ns();
+	pthread_t t;
 
-	if (!exec && !is(s, "vfork"))
+	if (!exec && !thread && !is(s, "vfork"))
 		die("bench: unknown \"%s\"", s->part[0]);
-	for (long i = 0; i < n; i++) {
+	for (long i = 0; i < n && thread; i++)
+		if (pthread_create(&t, NULL, no_thread, NULL) != 0 || pthread_join(t, NULL) != 0)
+			die("bench: thread %ld", i);
+	for (long i = 0; i < n && !thread; i++) {
 		pid_t pid = exec ? fork() : vfork();
 
 		if (pid == 0 && exec)
@@ -1664,7 +1671,7 @@ static const struct {
 	{ "fuse", do_fuse, PLAIN },           // =DIR
 	{ "aio", do_aio, PLAIN },             // =FILE
 	{ "watches", do_watches, PLAIN },     // [=N]
-	{ "bench", do_bench, PLAIN },         // =vfork|exec,N
+	{ "bench", do_bench, PLAIN },         // =vfork|exec|thread,N
 	{ "count", do_count, PLAIN },
 	{ "sleep", do_sleep, PLAIN },         // =MS
 	{ "exit", do_exit, MUTE },            // [=STATUS]
