@@ -16,7 +16,7 @@ name=${1:-.}
 peers=.cache/peers
 mkdir -p "$peers"
 for package in prometheus-node-exporter prometheus-process-exporter earlyoom; do
-	compgen -G "$peers/${package}_*.deb" >/dev/null || (cd "$peers" && apt-get -qq download "$package")
+	compgen -G "$peers/${package}_*.deb" >/dev/null || (cd "$peers" && apt-get -qq -o APT::Sandbox::User=root download "$package")
 done
 for deb in "$peers"/*.deb; do
 	dpkg-deb -x "$deb" "$peers/root"
