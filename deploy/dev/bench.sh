@@ -15,8 +15,12 @@ name=${1:-.}
 # The services of these packages are not wanted, so they are not installed.
 peers=.cache/peers
 mkdir -p "$peers"
-for package in prometheus-node-exporter prometheus-process-exporter earlyoom; do
-	compgen -G "$peers/${package}_*.deb" >/dev/null || (cd "$peers" && apt-get -qq -o APT::Sandbox::User=root download "$package")
+others=(prometheus-node-exporter prometheus-process-exporter earlyoom)
+for package in "${others[@]}"; do
+	compgen -G "$peers/${package}_*.deb" >/dev/null && continue
+	apt-get -qq update
+	(cd "$peers" && apt-get -qq -o APT::Sandbox::User=root download "${others[@]}")
+	break
 done
 for deb in "$peers"/*.deb; do
 	dpkg-deb -x "$deb" "$peers/root"
@@ -31,7 +35,7 @@ elif [ "$name" = . ]; then
 fi
 [ "$name" = . ] || unset KZR_BENCH_REPORT
 export KZR_PEERS=$PWD/$peers KZR_COMMIT
-KZR_COMMIT=$(git rev-parse --short HEAD)
+KZR_COMMIT=$(git --git-dir=.git rev-parse --short HEAD 2>/dev/null || echo unknown) # the clone may be somebody else's
 # bpftrace and exitsnoop look for their tracepoint in a file system that may not be mounted.
 CGO_ENABLED=0 unshare --mount bash -c '
 	mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug

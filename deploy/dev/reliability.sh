@@ -18,4 +18,4 @@ for tests in "./internal/reapinside ./internal/runtimes" "-skip $hostile ./inter
 	# shellcheck disable=SC2086 # they are several
 	go test -json -p 1 -count=1 -timeout 0 $tests || true
 done >.cache/reliability.json
-KZR_COMMIT=$(git rev-parse --short HEAD) go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md
+KZR_COMMIT=$(git --git-dir=.git rev-parse --short HEAD) go run ./internal/reliability .cache/vm/*-tests.log <.cache/reliability.json >docs/RELIABILITY.md

@@ -71,7 +71,7 @@ func peers(b *testing.B) []peer {
 			fmt.Sprintf("--web.listen-address=127.0.0.1:%d", nodePort)}, scrape: nodePort},
 		{name: "process-exporter", argv: []string{extracted("prometheus-process-exporter"), "-procnames", "kzr,bash",
 			fmt.Sprintf("-web.listen-address=127.0.0.1:%d", processPort)}, scrape: processPort},
-		{name: "earlyoom", argv: []string{extracted("earlyoom"), "-r", "0"}},
+		{name: "earlyoom", argv: []string{extracted("earlyoom"), "--dryrun", "-r", "0"}},
 	}
 }
 

@@ -39,7 +39,7 @@ type section struct {
 var scratch string
 
 var (
-	order    = []string{"loops", "exit", "quiet", "looking", "acting", "size", "growth"}
+	order    = []string{"loops", "exit", "quiet", "looking", "cost", "acting", "size", "growth"}
 	sections = map[string]*section{}
 )
 

@@ -334,8 +334,10 @@ func perHour(n int, window time.Duration) float64 {
 // Detail says more about a reason than its name does, "" if there is no more to say.
 func Detail(a *Assessment) string {
 	switch {
+	case a.Reason == policy.Waiting && a.Process.WaitsUnnamed:
+		return "/proc does not say for which"
 	case a.Reason == policy.Waiting && a.Process.WaitsUnknown:
-		return "waiting for a child, or may be: /proc does not say for which"
+		return "or may be: /proc did not answer in time"
 	case a.Reason == policy.Waiting:
 		return fmt.Sprintf("waiting for child %d", a.Process.Waits.PID)
 	case a.Reason == policy.Traced && a.Process.Tracer.PID != 0:

@@ -233,7 +233,7 @@ func Deferred(f *task.Facts, c Circumstances) Reason {
 		return Frozen
 	case f.State == 'D':
 		return Uninterruptible
-	case f.Waits.PID != 0 || f.WaitsUnknown:
+	case f.Waits.PID != 0 || f.WaitsUnnamed || f.WaitsUnknown:
 		return Waiting
 	case c.Foreign:
 		return Foreign

@@ -302,6 +302,7 @@ func TestDeferredUnderPressure(t *testing.T) {
 		"frozen":              {func(p *task.Process) { p.Frozen = true }, Circumstances{}, Frozen, "", ""},
 		"vfork":               {func(p *task.Process) { p.State = 'D' }, Circumstances{}, Uninterruptible, "", ""},
 		"waits for a child":   {func(p *task.Process) { p.Waits.PID = 9 }, Circumstances{}, Waiting, "", ""},
+		"waits for somebody":  {func(p *task.Process) { p.WaitsUnnamed = true }, Circumstances{}, Waiting, "", ""},
 		"maybe waits":         {func(p *task.Process) { p.WaitsUnknown = true }, Circumstances{}, Waiting, "", ""},
 		"foreign":             {nil, Circumstances{Foreign: true}, Foreign, "", ""},
 	} {

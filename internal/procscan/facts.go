@@ -65,8 +65,9 @@ func (s *Scanner) facts(ctx context.Context, pid int) (id task.ID, f task.Facts,
 	if err == nil && !p.dead && (f.State == 'S' || f.Threads > 1) {
 		nspid := f.NSPID // f is written while a read that is late goes on
 		f.Waits, err = read(ctx, p, p.tenant, patience, func() (task.ID, error) { return p.waits(nspid) })
-		if late(err) || errors.Is(err, errUnnamed) {
-			f.WaitsUnknown, err = true, nil
+		f.WaitsUnknown, f.WaitsUnnamed = late(err), errors.Is(err, errUnnamed)
+		if f.WaitsUnknown || f.WaitsUnnamed {
+			err = nil
 		}
 	}
 	if p.gone() {

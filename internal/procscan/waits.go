@@ -11,11 +11,11 @@ import (
 )
 
 // waitersMax is how many threads of a process are asked what they wait for.
-const waitersMax = 256
+const waitersMax = 2048
 
-// errUnnamed says that a thread waits for a child and cannot be asked for which. The
-// zombies are not it, or it would have got one.
-var errUnnamed = errors.New("it waits for one that is not known")
+// errUnnamed says that a thread waits for one child that lives and nobody tells which.
+// One that is dead it would have got.
+var errUnnamed = errors.New("it waits for a child that is not known")
 
 // waits returns a child, alive, that a thread of the process waits for, and nothing but
 // that child; zero if there is none or another thread waits for any. It is to be called
@@ -26,7 +26,8 @@ func (p *process) waits(nspid []int) (task.ID, error) {
 	if err != nil {
 		return task.ID{}, err
 	}
-	child := 0
+	var awaited task.ID
+	unnamed := false
 	for _, tid := range threads[:min(len(threads), waitersMax)] {
 		dir := "task/" + strconv.Itoa(int(tid)) + "/"
 		text, err := readAll(p.dir, dir+"syscall", 256)
@@ -35,34 +36,46 @@ func (p *process) waits(nspid []int) (task.ID, error) {
 			continue // the thread, or the kernel has no such file
 		case denied(err):
 			// Its owner's alone (mode 0400), which takes more than CAP_SYS_PTRACE.
-			if text, err := readAll(p.dir, dir+"wchan", 64); err == nil && strings.HasSuffix(string(text), "do_wait") {
-				return task.ID{}, errUnnamed
-			}
+			text, err := readAll(p.dir, dir+"wchan", 64)
+			unnamed = unnamed || err == nil && strings.HasSuffix(string(text), "do_wait")
 			continue
 		case err != nil:
 			return task.ID{}, err
 		}
+		child := 0
 		switch call := parseSyscall(string(text)); {
 		case !call.waits:
+			continue
 		case call.pidfd:
 			b, err := readAll(p.dir, dir+"fdinfo/"+strconv.Itoa(call.id), 4096)
 			if pid, ok := field(append([]byte{'\n'}, b...), "\nPid:\t"); err == nil && ok {
 				child = pid // as kzr's namespace has it
+			} else {
+				unnamed = unnamed || !gone(err)
 			}
 		case call.id <= 0:
 			return task.ID{}, nil // any child, or any of a group
 		case len(nspid) <= 1:
 			child = call.id
 		default:
-			if child, err = w.childCalled(p.s, p.pid, call.id, len(nspid)-1); err != nil {
+			child, err = w.childCalled(p.s, p.pid, call.id, len(nspid)-1)
+			if errors.Is(err, errUnsure) {
+				unnamed = true
+			} else if err != nil {
 				return task.ID{}, err
 			}
 		}
+		if child <= 0 || awaited != (task.ID{}) {
+			continue
+		}
+		if awaited, err = p.s.liveChild(p.pid, child); err != nil {
+			return task.ID{}, err
+		}
 	}
-	if child == 0 {
-		return task.ID{}, nil
+	if awaited == (task.ID{}) && unnamed {
+		return task.ID{}, errUnnamed
 	}
-	return p.s.liveChild(p.pid, child)
+	return awaited, nil
 }
 
 // call is what a thread that waits for a child waits for.
@@ -102,11 +115,12 @@ func parseSyscall(text string) call {
 }
 
 // childCalled finds the live child that has this pid in the pid namespace so many
-// levels inwards from kzr's; 0 if there is none.
+// levels inwards from kzr's; 0 if there is none, with errUnsure if it may have been
+// missed.
 func (w *worker) childCalled(s *Scanner, parent, pid, level int) (int, error) {
-	children, err := w.listChildren(uint32(parent))
-	if err != nil && !errors.Is(err, errUnsure) {
-		return 0, unlessGone(err)
+	children, unsure := w.listChildren(uint32(parent))
+	if unsure != nil && !errors.Is(unsure, errUnsure) {
+		return 0, unlessGone(unsure)
 	}
 	for _, child := range children {
 		name, err := s.calledAlive(child, level)
@@ -117,7 +131,7 @@ func (w *worker) childCalled(s *Scanner, parent, pid, level int) (int, error) {
 			return int(child), nil
 		}
 	}
-	return 0, nil
+	return 0, unsure
 }
 
 // calledAlive is the pid of a live process so many levels inwards, 0 if it has none.

@@ -100,6 +100,7 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	look.Met = len(look.Old) >= j.threshold
 	look.Process.TracerUnknown = process.TracerUnknown || j.unknown.TracerUnknown
 	look.Process.WaitsUnknown = process.WaitsUnknown || j.unknown.WaitsUnknown
+	look.Process.WaitsUnnamed = process.WaitsUnnamed || j.unknown.WaitsUnnamed
 	if reason := policy.Deferred(&look.Process.Facts, policy.Circumstances{}); j.pressure == policy.NoPressure || reason == policy.Dying {
 		look.Reason = reason
 	}

@@ -395,6 +395,39 @@ func TestKnownAtEverySecondLook(t *testing.T) {
 	}
 }
 
+// One that waits for a child, whoever that is, gets its whole time again when that has
+// ended. One look that could not tell is no such news.
+func TestWaitsForSomebody(t *testing.T) {
+	for name, tc := range map[string]struct {
+		seen  task.Facts
+		story []string
+	}{
+		"unnamed": {task.Facts{WaitsUnnamed: true}, []string{"signal SIGCHLD", "spared waiting", "signal SIGTERM", "terminated"}},
+		"unknown": {task.Facts{WaitsUnknown: true}, []string{"signal SIGCHLD", "signal SIGTERM", "terminated"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			z := zoo.Start(t, "leak=5 chld=count serve")
+			judge := newJudge(t)
+			judge.nudge = 300 * time.Millisecond
+			r := newRig(t, judge, plenty)
+			r.at = map[string]func(){"signal SIGCHLD": func() {
+				judge.set(func() {
+					judge.unknown = tc.seen
+					judge.after = func(task.ID) { judge.unknown = task.Facts{} }
+				})
+			}}
+			if out := r.outcome(r.act(z.Proc)); out.Result != Terminated {
+				t.Errorf("outcome %+v", out)
+			}
+			r.wantStory(z.PID, tc.story...)
+			said := r.said(z.PID)
+			if waited := said[len(tc.story)-2].Time.Sub(said[len(tc.story)-3].Time); name == "unnamed" && waited < judge.nudge {
+				t.Errorf("SIGTERM came %v after it had waited, want its %v again", waited, judge.nudge)
+			}
+		})
+	}
+}
+
 // One that has not reaped is not said to have, only because the rule asks for more
 // now than when it got its signal.
 func TestRuleChanges(t *testing.T) {

@@ -207,8 +207,10 @@ type Facts struct {
 	// nothing but that child: it will reap the others after. Zero if there is none, or
 	// if another thread waits for any child.
 	Waits ID
-	// WaitsUnknown says that it may wait so and that /proc does not tell for whom: it
-	// is another user's, or it did not answer in time.
+	// WaitsUnnamed says that it waits so and that /proc does not tell for whom, as of
+	// another user's.
+	WaitsUnnamed bool
+	// WaitsUnknown says that whether it does could not be found out in time.
 	WaitsUnknown bool
 	// NSPID is its pid in each pid namespace from kzr's inwards. See NamespaceInit
 	// and ContainerInit.

@@ -4,7 +4,8 @@
 //	hostile aio FILE GROUPS                has a read of FILE under way; itself in so many groups
 //	hostile churn THREADS US ZOMBIES       its leader is dead, each other thread lives so long
 //	hostile foreign UID ZOMBIES            zombies that a child of another user put on it
-//	hostile wait HOW                       waits for its first child: pid, pidfd, any, both
+//	hostile wait HOW                       waits for one child: pid, pidfd, any, both; tracee: for
+//	                                       one that is none of its as well; many: after 5000
 //	                                       (one thread for the child, another for any)
 //
 // It says "ready" on standard output when all that is so, and lives until standard
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -211,14 +213,34 @@ static void *wait_for_it(void *any)
 	return NULL;
 }
 
+static pid_t grandchild;
+
+static void *wait_for_tracee(void *unused)
+{
+	waitpid(grandchild, NULL, __WALL);
+	return unused;
+}
+
 static void wait_how(const char *how)
 {
 	pthread_t t;
+	int heir[2];
 
+	if (strcmp(how, "many") == 0)
+		leak(5000);
+	if (pipe(heir) != 0)
+		die("pipe");
 	child_of_mine = must_fork();
-	if (child_of_mine == 0)
+	if (child_of_mine == 0) {
+		pid_t pid = must_fork();
+
+		if (pid != 0 && write(heir[1], &pid, sizeof(pid)) != sizeof(pid))
+			die("write");
 		for (;;)
 			pause();
+	}
+	if (read(heir[0], &grandchild, sizeof(grandchild)) != sizeof(grandchild))
+		die("read");
 	leak(3);
 	if (pthread_create(&t, NULL, until_the_end, NULL) != 0)
 		die("pthread_create");
@@ -228,6 +250,9 @@ static void wait_how(const char *how)
 
 		waitid(P_PIDFD, fd, NULL, WEXITED);
 	}
+	if (strcmp(how, "tracee") == 0 && (ptrace(PTRACE_SEIZE, grandchild, NULL, NULL) != 0 ||
+					   pthread_create(&t, NULL, wait_for_tracee, NULL) != 0))
+		die("seize");
 	if (strcmp(how, "both") == 0) {
 		if (must_fork() == 0) // else there is none to wait for after the three
 			for (;;)
