@@ -132,7 +132,7 @@ func (r *running) family() []int {
 	pid := r.cmd.Process.Pid
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	all := []int{pid}
-	for _, f := range strings.Fields(string(text)) {
+	for f := range strings.FieldsSeq(string(text)) {
 		if n, err := strconv.Atoi(f); err == nil {
 			all = append(all, n)
 		}

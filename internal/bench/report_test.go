@@ -78,7 +78,7 @@ Made by `+"`make bench`"+` of kzr %s on a machine with %d CPUs and %d GiB, Linux
 
 Each figure stands beside one of something else that was measured in the same run, in turns with it. "1.02 (1.00–1.05)" is the
 median of the rounds and, in brackets, the half of them in the middle.
-`, os.Getenv("KZR_COMMIT"), runtime.NumCPU(), uint64(info.Totalram)*uint64(info.Unit)>>30, unix.ByteSliceToString(uts.Release[:]))
+`, os.Getenv("KZR_COMMIT"), runtime.NumCPU(), info.Totalram*uint64(info.Unit)>>30, unix.ByteSliceToString(uts.Release[:]))
 	if v := versions(); v != "" {
 		fmt.Fprintf(&text, "\nThe others: %s.\n", v)
 	}
