@@ -48,7 +48,7 @@ func Plan(d *report.Detail, s Settings) []string {
 		return []string{"Nothing, it is only reported: " + text + "."}
 	case d.RuleUnsure && !acting:
 		return []string{fmt.Sprintf("Nothing for now: rule %s, which says observe, may match it; "+
-			"the name of its container is not known yet.", d.Rule)}
+			"the name of its container, or its executable, is not known yet.", d.Rule)}
 	}
 	out := []string{rule(d)}
 	if d.Reapable == 0 {

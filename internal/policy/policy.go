@@ -104,7 +104,8 @@ func (p *Policy) Least() tracker.Rule {
 
 // RuleFor returns the threshold, grace and action that hold for a process.
 //
-// Where a rule asks for names that are not known, nobody is killed in ignorance:
+// Where a rule asks for what is not known, names of a container or an executable that
+// did not answer in time, nobody is killed in ignorance:
 // one that says observe counts as matching, and of one that says kill only a
 // higher threshold or a longer grace counts. When the node's pids run out (full)
 // there is no time for that, and such rules do not match.
@@ -147,15 +148,23 @@ const (
 func (p *Policy) matches(r *rule, proc *task.Process) answer {
 	m := &r.Match
 	fits := func(g *glob.Glob, s string) bool { return g == nil || s != "" && g.Match(s) }
-	if m.Scope == config.ScopeContainers && !p.InContainer(proc) ||
-		!fits(r.exe, proc.Exe) ||
-		!fits(r.cgroup, cmp.Or(proc.OuterCgroup, proc.Cgroup)) ||
+	path := func(g *glob.Glob, s string) answer {
+		switch {
+		case fits(g, s):
+			return yes
+		case s == "" && !proc.Exiting: // who is on its way out has no executable any more
+			return unknown
+		}
+		return no
+	}
+	paths := min(path(r.exe, proc.Exe), path(r.cgroup, cmp.Or(proc.OuterCgroup, proc.Cgroup)))
+	if paths == no || m.Scope == config.ScopeContainers && !p.InContainer(proc) ||
 		m.UID != nil && *m.UID != proc.UID ||
 		m.ContainerInit != nil && *m.ContainerInit != proc.ContainerInit() {
 		return no
 	}
 	if r.namespace == nil && r.pod == nil && r.container == nil && r.image == nil {
-		return yes
+		return paths
 	}
 
 	c := proc.Container
@@ -177,7 +186,7 @@ func (p *Policy) matches(r *rule, proc *task.Process) answer {
 		name = yes
 	}
 	inPod := c.PodUID != ""
-	return min(named(r.namespace, c.Namespace, inPod), named(r.pod, c.Pod, inPod), name, named(r.image, c.Image, true))
+	return min(paths, named(r.namespace, c.Namespace, inPod), named(r.pod, c.Pod, inPod), name, named(r.image, c.Image, true))
 }
 
 // InContainer says whether a process is in a pid namespace other than the

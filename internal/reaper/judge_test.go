@@ -27,6 +27,7 @@ type procJudge struct {
 	nudge, term time.Duration
 	reason      policy.Reason   // said of everybody, if not empty
 	unknown     task.Facts      // what of those nobody can tell
+	noExe       bool            // nor what it executes, for which the rule asks
 	pressure    policy.Pressure // said of everybody
 	adopted     bool            // all zombies are
 	reap        config.Reap
@@ -103,6 +104,9 @@ func (j *procJudge) Look(ctx context.Context, id task.ID) (Look, error) {
 	look.Process.WaitsUnnamed = process.WaitsUnnamed || j.unknown.WaitsUnnamed
 	if reason := policy.Deferred(&look.Process.Facts, policy.Circumstances{}); j.pressure == policy.NoPressure || reason == policy.Dying {
 		look.Reason = reason
+	}
+	if j.noExe {
+		look.Process.Exe, look.Reason = "", policy.ByRule
 	}
 	if j.reason != "" {
 		look.Reason = j.reason

@@ -173,18 +173,18 @@ func (l *ladder) verify(ctx context.Context) *Outcome {
 				pause = min(pause, max(l.seen.Nudge, l.seen.TermTimeout))
 			}
 			waited, out = l.waitPoked(ctx, pause)
-		case !transient(reason):
-			return l.dropped(reason)
 		case reason == policy.Dying && !l.struck.IsZero() && time.Since(l.struck) >= l.r.timing.dying:
 			return l.failed(fmt.Errorf("still dying %s after %s", time.Since(l.struck).Round(time.Second), unix.SignalName(l.lethal)))
 		case reason == policy.Uninterruptible && !twice && l.status.Reason != reason:
 			// Any process is so for moments, as one that reads a disk or is being frozen.
 			twice = true
 			out = l.wait(ctx, 10*time.Millisecond)
-		case vague(reason, &l.seen.Process.Facts) && unknown < vagueLooks && l.status.Reason != reason:
+		case vague(reason, &l.seen.Process) && unknown < vagueLooks && l.status.Reason != reason:
 			// Nobody could tell in time, as on a busy machine. That is no news yet.
 			unknown++
 			out = l.wait(ctx, l.r.timing.look)
+		case !transient(reason):
+			return l.dropped(reason)
 		default:
 			waited = true
 			wait := l.whileDeferred(reason)
@@ -209,8 +209,16 @@ func (l *ladder) fresh() bool { return !l.sure.IsZero() && time.Since(l.sure) < 
 const vagueLooks = 5
 
 // vague says that the reason may be none: nobody could tell.
-func vague(reason policy.Reason, f *task.Facts) bool {
-	return reason == policy.Traced && f.Tracer.PID == 0 || reason == policy.Waiting && f.WaitsUnknown
+func vague(reason policy.Reason, p *task.Process) bool {
+	switch reason {
+	case policy.Traced:
+		return p.Tracer.PID == 0
+	case policy.Waiting:
+		return p.WaitsUnknown
+	case policy.ByRule: // which asks for what it executes
+		return p.Exe == ""
+	}
+	return false
 }
 
 // look looks at the parent and then at the pidfd, which makes certain that what

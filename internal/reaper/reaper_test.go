@@ -400,10 +400,12 @@ func TestKnownAtEverySecondLook(t *testing.T) {
 func TestWaitsForSomebody(t *testing.T) {
 	for name, tc := range map[string]struct {
 		seen  task.Facts
+		noExe bool
 		story []string
 	}{
-		"unnamed": {task.Facts{WaitsUnnamed: true}, []string{"signal SIGCHLD", "spared waiting", "signal SIGTERM", "terminated"}},
-		"unknown": {task.Facts{WaitsUnknown: true}, []string{"signal SIGCHLD", "signal SIGTERM", "terminated"}},
+		"no executable": {task.Facts{}, true, []string{"signal SIGCHLD", "signal SIGTERM", "terminated"}},
+		"unnamed":       {task.Facts{WaitsUnnamed: true}, false, []string{"signal SIGCHLD", "spared waiting", "signal SIGTERM", "terminated"}},
+		"unknown":       {task.Facts{WaitsUnknown: true}, false, []string{"signal SIGCHLD", "signal SIGTERM", "terminated"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			z := zoo.Start(t, "leak=5 chld=count serve")
@@ -412,8 +414,8 @@ func TestWaitsForSomebody(t *testing.T) {
 			r := newRig(t, judge, plenty)
 			r.at = map[string]func(){"signal SIGCHLD": func() {
 				judge.set(func() {
-					judge.unknown = tc.seen
-					judge.after = func(task.ID) { judge.unknown = task.Facts{} }
+					judge.unknown, judge.noExe = tc.seen, tc.noExe
+					judge.after = func(task.ID) { judge.unknown, judge.noExe = task.Facts{}, false }
 				})
 			}}
 			if out := r.outcome(r.act(z.Proc)); out.Result != Terminated {

@@ -267,7 +267,7 @@ func (l *ladder) kill(ctx context.Context) *Outcome {
 			return out
 		}
 		waited, limit := time.Since(sent), l.r.timing.kill
-		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" && !vague(reason, &l.seen.Process.Facts) {
+		if reason := policy.Deferred(&l.seen.Process.Facts, policy.Circumstances{}); reason != "" && !vague(reason, &l.seen.Process) {
 			wait = l.whileDeferred(policy.Dying) // with SIGKILL pending, it is
 			l.hold(reason, &refusal{message: "SIGKILL is pending; another would not help"})
 			limit = l.r.timing.dying

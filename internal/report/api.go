@@ -138,7 +138,8 @@ type Detail struct {
 
 	Rule string `json:"rule"` // the rule that matches, "" for the settings
 	// RuleUnsure says that the rule may not be about it: it says observe, and asks
-	// for a name that the container's runtime has not told.
+	// for a name that the container's runtime has not told, or for an executable that
+	// could not be read.
 	RuleUnsure bool    `json:"ruleUnsure"`
 	Threshold  int     `json:"threshold"`
 	Grace      float64 `json:"graceSeconds"`
