@@ -312,12 +312,14 @@ func BenchmarkLooking(b *testing.B) {
 	s := &section{
 		title: "Looking at a node",
 		text: "Each command as a whole, from its start to its end, in turns: milliseconds. `kzr scan` asks the daemon if there is one; alone it\n" +
-			"looks for itself, by /proc below 10,000 tasks and by eBPF above. Then how many times as fast as the script, and as a bare ps, each is.",
+			"looks for itself, by /proc below 10,000 tasks and by eBPF above. The daemon's answer may be a second old. Then how many times as\n" +
+			"fast as the script, and as a bare ps, each is.",
 		head: []string{"processes", "zombies", "the script", "ps", "`kzr scan`, daemon", "alone", "alone, `--mode proc`", "daemon: script", "ps", "alone: script", "ps"},
 	}
 	cost := &section{
 		title: "What a look costs",
-		text:  "CPU time, in milliseconds, and peak memory, in MiB, of all processes of the same commands.",
+		text:  "CPU time, in milliseconds, and peak memory, in MiB, of all processes of the same commands; what the daemon itself\n" +
+			"takes for its answer is not in it.",
 		head:  []string{"processes", "zombies", "CPU: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`", "memory: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`"},
 	}
 	lines := map[string]map[int]*line{}
@@ -408,9 +410,9 @@ func BenchmarkActing(b *testing.B) {
 	s := &section{
 		title: "Acting",
 		text: "From the moment that a parent meets the rule (20 zombies for a second) to the SIGCHLD, and to the moment that it has reaped and none\n" +
-			"is left; or, where it has adopted them and does not reap, to the moment that kzr has reaped them inside it: milliseconds. Beside it what\n" +
-			"the script takes on the same node, once it runs.",
-		head: []string{"on a node", "parents", "to the signal: p50", "p99", "max", "to a clean table: p50", "p99", "max", "reaped inside: p50", "p99", "max", "the script: p50"},
+			"is left; or, where it does not reap, to the moment that kzr has reaped them inside it, 10 ms of which it waits for the parent:\n" +
+			"milliseconds. Beside it what the script takes on the same node, once it runs.",
+		head: []string{"on a node", "parents", "ended", "to the signal: p50", "p99", "max", "to a clean table: p50", "p99", "max", "reaped inside: p50", "p99", "max", "the script: p50"},
 	}
 	for _, how := range []string{"that is idle", "with two busy loops", fmt.Sprintf("beside %s zombies of others", group(pick(100_000, 1_000)))} {
 		b.Run(strings.Fields(how)[0], func(b *testing.B) {
@@ -436,6 +438,7 @@ func BenchmarkActing(b *testing.B) {
 			k := start(b, "--scope", "all", "--threshold", "20", "--grace", grace.String(), "--nudge", "10ms",
 				"--config", confine(b, exe))
 			var signal, clean, inside, look spread
+			ended := 0
 			for range pick(40, 2) {
 				began := time.Now()
 				shell(b, script)
@@ -458,7 +461,8 @@ func BenchmarkActing(b *testing.B) {
 					case e.Event == report.EventSignal && e.Signal == "SIGCHLD":
 						signal = append(signal, late)
 					case e.Event == report.EventSignal:
-						b.Fatalf("%d got %s", e.PID, e.Signal)
+						ended++ // it was asked, and reaped inside, in vain
+						delete(due, e.PID)
 					case e.Event == report.EventReaped && deaf[e.PID]:
 						inside = append(inside, late)
 						delete(due, e.PID)
@@ -471,7 +475,10 @@ func BenchmarkActing(b *testing.B) {
 					z.Signal(unix.SIGKILL)
 				}
 			}
-			row := []string{how, strconv.Itoa(len(signal))}
+			if len(clean) == 0 || len(inside) == 0 {
+				b.Fatalf("%d reaped, %d were reaped inside, %d ended", len(clean), len(inside), ended)
+			}
+			row := []string{how, strconv.Itoa(len(signal)), strconv.Itoa(ended)}
 			for _, x := range []spread{signal, clean, inside} {
 				row = append(row, fmt.Sprintf("%.1f", x.median()), fmt.Sprintf("%.1f", x.at(0.99)), fmt.Sprintf("%.1f", slices.Max(x)))
 			}
