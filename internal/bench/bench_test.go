@@ -318,9 +318,9 @@ func BenchmarkLooking(b *testing.B) {
 	}
 	cost := &section{
 		title: "What a look costs",
-		text:  "CPU time, in milliseconds, and peak memory, in MiB, of all processes of the same commands; what the daemon itself\n" +
+		text: "CPU time, in milliseconds, and peak memory, in MiB, of all processes of the same commands; what the daemon itself\n" +
 			"takes for its answer is not in it.",
-		head:  []string{"processes", "zombies", "CPU: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`", "memory: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`"},
+		head: []string{"processes", "zombies", "CPU: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`", "memory: the script", "ps", "`kzr scan`, daemon", "alone", "`--mode proc`"},
 	}
 	lines := map[string]map[int]*line{}
 	for _, at := range sizes {
