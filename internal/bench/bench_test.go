@@ -1,5 +1,5 @@
-// Package bench measures what kzr promises about its speed, each thing beside
-// what it is compared with, in one run: `make bench`.
+// Package bench sets kzr beside what an operator could use instead, each thing in turns
+// with the others, in one run, and writes docs/BENCHMARKS.md: `make bench`.
 package bench
 
 import (
