@@ -143,7 +143,7 @@ func BenchmarkExitProgram(b *testing.B) {
 		text:  "What the kernel counts for one run, beside that of an empty program at the same place: nanoseconds.",
 		head:  []string{"an empty program", "kzr's at the exit, above that", "kzr's at the fork, above that", "at the reap"},
 		rows:  [][]string{{empty.format("%.0f"), exit.format("%.0f"), clone.format("%.0f"), "none"}},
-		after: "Of what the exit costs, and what was tried to make it less: [ARCHITECTURE.md](ARCHITECTURE.md#what-the-kernel-says).",
+		after: "Of what the exit costs, and what was tried to make it less: [ARCHITECTURE.md](ARCHITECTURE.md#events-are-hints-snapshots-are-the-truth).",
 	}
 	b.ReportMetric(empty.median(), "empty-ns")
 	b.ReportMetric(exit.median(), "above-empty-ns")
