@@ -224,6 +224,7 @@ func TestExplain(t *testing.T) {
 		{"a zombie", plan, leaker(func(d *report.Detail) { d.State, d.Threads = "Z", 1 }), []string{"Its parent is what counts"}, []string{"SIGKILL"}},
 		{"protected", plan, leaker(shimOf), []string{"only reported"}, []string{"SIGKILL", "eligible"}},
 		{"observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule = "keep" }), []string{"rule keep says observe"}, []string{"SIGKILL"}},
+		{"perhaps observed, by what it executes", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule, d.RuleUnsure, d.Exe = "keep", true, "" }), []string{"may match it; its executable is not known yet"}, nil},
 		{"perhaps observed", plan, leaker(spared(policy.ByRule), func(d *report.Detail) { d.Rule, d.RuleUnsure = "keep", true }), []string{"may match it", "not known yet"}, []string{"SIGKILL"}},
 		{"dying", plan, leaker(dyingInit), []string{"kzr sends no further signal: it is already exiting, and waits for process 900 (containerd-shim) to reap 3 dead processes and process 77 (gdb) to detach from 1 dead process."}, []string{"SIGKILL", "Nothing"}},
 		{"dying, nobody knows why", plan, leaker(func(d *report.Detail) { d.Exiting = true }), []string{"waits for all processes of its pid namespace to be gone"}, nil},

@@ -47,8 +47,11 @@ func Plan(d *report.Detail, s Settings) []string {
 		}
 		return []string{"Nothing, it is only reported: " + text + "."}
 	case d.RuleUnsure && !acting:
-		return []string{fmt.Sprintf("Nothing for now: rule %s, which says observe, may match it; "+
-			"the name of its container, or its executable, is not known yet.", d.Rule)}
+		what := "the name of its container"
+		if d.Exe == "" {
+			what = "its executable"
+		}
+		return []string{fmt.Sprintf("Nothing for now: rule %s, which says observe, may match it; %s is not known yet.", d.Rule, what)}
 	}
 	out := []string{rule(d)}
 	if d.Reapable == 0 {

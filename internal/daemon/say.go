@@ -22,7 +22,11 @@ func (d *Daemon) say(e report.Event, a *observer.Assessment) {
 // because says why a parent is not acted on.
 func because(a *observer.Assessment) string {
 	if a.Reason == policy.ByRule && a.Rule.Unsure {
-		return "an observe rule may match: the container's name or the executable is not known"
+		what := "the container's name"
+		if a.Process.Exe == "" {
+			what = "the executable"
+		}
+		return "an observe rule may match: " + what + " is not known"
 	}
 	text := advice.Because(a.Reason)
 	if more := observer.Detail(a); more != "" {

@@ -449,3 +449,26 @@ func FuzzCgroup(f *testing.F) {
 		}
 	})
 }
+
+// Among many that cost the usual a few that cost more do not use up what a tenant is
+// allowed; those that all cost more do.
+func TestAllowance(t *testing.T) {
+	const usual = 40 * time.Microsecond
+	a := newAllowance()
+	for i := range 500_000 {
+		cost := usual / 4
+		if i%1000 == 0 { // 8 ms in 10: a hypervisor that takes half of the time
+			cost = 8 * time.Millisecond
+		}
+		if a.charge(cost, usual); a.left.Load() <= 0 {
+			t.Fatalf("used up after %d answers", i)
+		}
+	}
+	slow := 0
+	for ; a.left.Load() > 0; slow++ {
+		a.charge(20*time.Millisecond, usual)
+	}
+	if slow > 6 {
+		t.Errorf("%d answers of 20 ms were paid for", slow)
+	}
+}

@@ -479,7 +479,7 @@ func (w *worker) zombie(pid uint32, pidfd int) (record, error) {
 		if k, _, err := w.traced(r, pidfd); err == nil && k == free {
 			r.become(free)
 		}
-		w.quick.charge(task.ThreadTime() - began - w.usual)
+		w.quick.charge(task.ThreadTime()-began, w.usual)
 	}
 	return r, nil
 }
