@@ -80,7 +80,7 @@ func BenchmarkLoops(b *testing.B) {
 	}
 	measure("", nil)
 	clear(took) // to warm up
-	for range pick(15, 2) {
+	for range pick(11, 2) {
 		measure("", nil)
 		measure("again", nil) // what chance alone does
 		for _, p := range all {
@@ -155,7 +155,7 @@ func BenchmarkExitProgram(b *testing.B) {
 // reaped.
 func BenchmarkQuiet(b *testing.B) {
 	rates := []int{0, 1_000, 10_000}
-	d := time.Duration(pick(4000, 500)) * time.Millisecond
+	d := time.Duration(pick(3000, 500)) * time.Millisecond
 	z := zoo.Start(b, "serve")
 	all := peers(b)
 	type place struct {
@@ -329,7 +329,7 @@ func BenchmarkLooking(b *testing.B) {
 			many(b, at.tasks-dead, dead)
 			took, cpu, peak := map[string]spread{}, map[string]spread{}, map[string]spread{}
 			began := time.Now()
-			for round := 0; round < pick(21, 2) && (round < pick(3, 2) || time.Since(began) < 12*time.Second); round++ {
+			for round := 0; round < pick(21, 2) && (round < pick(3, 2) && time.Since(began) < time.Minute || time.Since(began) < 10*time.Second); round++ {
 				for _, c := range commands {
 					cmd := exec.CommandContext(b.Context(), c.argv[0], c.argv[1:]...)
 					var out bytes.Buffer
@@ -439,7 +439,7 @@ func BenchmarkActing(b *testing.B) {
 				"--config", confine(b, exe))
 			var signal, clean, inside, look spread
 			ended := 0
-			for range pick(40, 2) {
+			for range pick(30, 2) {
 				began := time.Now()
 				shell(b, script)
 				look = append(look, ms(time.Since(began)))
