@@ -115,7 +115,10 @@ func TestMetricsDoNotGrow(t *testing.T) {
 		e.Process.Container.Pod = fmt.Sprint(i)
 		for _, name := range eventNames {
 			e.Name = name
-			e.Reason = ""
+			e.Reason, e.By = "", ""
+			if name == EventReaped {
+				e.By = ByParent
+			}
 			if name == EventSpared {
 				e.Reason = "backoff"
 			}
