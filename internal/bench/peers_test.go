@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kzr/internal/zoo"
 )
 
 // peersDir holds those of the others that are not installed: see deploy/dev/bench.sh.
@@ -98,7 +100,7 @@ func (p peer) start(b *testing.B) *running {
 		if time.Now().After(deadline) {
 			b.Fatalf("%s does not come to rest", p.name)
 		}
-		if err := unix.Kill(r.cmd.Process.Pid, 0); err != nil || stateOf(r.cmd.Process.Pid) == 'Z' {
+		if err := unix.Kill(r.cmd.Process.Pid, 0); err != nil || zoo.State(r.cmd.Process.Pid) == 'Z' {
 			b.Fatalf("%s has ended", p.name)
 		}
 		cpu := r.cpu()
@@ -108,14 +110,6 @@ func (p peer) start(b *testing.B) *running {
 		before = cpu
 	}
 	return r
-}
-
-func stateOf(pid int) byte {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if i := strings.LastIndexByte(string(text), ')'); err == nil && i+2 < len(text) {
-		return text[i+2]
-	}
-	return 0
 }
 
 func (r *running) stop() {

@@ -2,6 +2,7 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
@@ -111,7 +112,7 @@ func (m *Metrics) Observe(e Event) {
 			m.override.Inc()
 		}
 	case EventReaped:
-		m.reaped.WithLabelValues(e.By).Inc()
+		m.reaped.WithLabelValues(cmp.Or(e.By, ByParent)).Inc()
 	case EventSpared:
 		m.spared.WithLabelValues(e.Reason).Inc()
 	}

@@ -115,10 +115,7 @@ func TestMetricsDoNotGrow(t *testing.T) {
 		e.Process.Container.Pod = fmt.Sprint(i)
 		for _, name := range eventNames {
 			e.Name = name
-			e.Reason, e.By = "", ""
-			if name == EventReaped {
-				e.By = ByParent
-			}
+			e.Reason = ""
 			if name == EventSpared {
 				e.Reason = "backoff"
 			}
